@@ -1,0 +1,61 @@
+"""One table from error code to HTTP status. No handler picks a status by hand."""
+
+from typing import Any
+
+STATUS = {
+    "bad_request": 400,
+    "bad_value": 400,
+    "bad_json": 400,
+    "bad_cursor": 400,
+    "missing_field": 400,
+    "unknown_field": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "too_large": 413,
+    "too_long": 414,
+    "unsupported_media_type": 415,
+    "unavailable": 503,
+    # conversion doors: the reason on a `rejected` receipt
+    "bad_parameters": 400,
+    "missing_click_id": 400,
+    "bad_click_id": 400,
+    "forged_click_id": 400,
+    "retired_key": 400,
+    "click_never_earns": 400,
+    "bad_amount": 400,
+    "negative_amount": 400,
+    "absurd_amount": 400,
+    "unknown_currency": 400,
+    "bad_order_id": 400,
+    "bad_event": 400,
+    "bad_event_time": 400,
+    "missing_token": 401,
+    "wrong_token": 401,
+    "not_your_click": 403,
+    "unknown_key": 503,
+    "not_durable": 503,
+}
+
+RETRY_AFTER_S = 2
+
+
+class Refused(Exception):
+    """A request we will not carry out: a code of `STATUS`, a sentence for a person, the field if one is to blame."""
+
+    def __init__(self, code: str, message: str = "", field: str | None = None) -> None:
+        super().__init__(message or code)
+        self.code = code
+        self.status = STATUS[code]
+        self.message = message or code.replace("_", " ")
+        self.field = field
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
+
+    def body(self) -> dict[str, Any]:
+        error = {"code": self.code, "message": self.message}
+        return {"error": error | ({"field": self.field} if self.field else {})}

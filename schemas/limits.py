@@ -1,0 +1,75 @@
+"""Every limit of the product in one table, each with the reason beside it. Sizes in bytes, times in seconds."""
+
+# The way in
+CODE_MAX = 64  # characters of a link code; longer ones cannot exist, so they are refused unread
+QUERY_BYTES_MAX = 8_192  # beyond this a query is an attack or a mistake; browsers and proxies cut near here too
+QUERY_PARAMS_MAX = 64  # ten sub ids, ad click ids and utm tags come to about 30
+HEADER_BYTES_MAX = 8_190  # one header line or field, aiohttp's own default said explicitly
+BODY_BYTES_MAX = 262_144  # 100 conversions with every field filled come to about 100 kB
+CONVERSIONS_PER_POST_MAX = 100  # one body is one durability wait
+VALUE_MAX = 255  # characters kept of a sub id, source or click ref; the rest is cut, the click is kept
+USER_AGENT_MAX = 512  # characters read of a User-Agent; real ones end before 300
+ORDER_ID_MAX = 255  # characters of an order id; refused beyond, because cutting could merge two orders
+EVENT_NAME_MAX = 64  # characters of a conversion's event name
+DESTINATION_MAX = 2_048  # characters of a destination URL; what every browser accepts in a Location
+NAME_MAX = 200  # characters of a name typed by an operator
+AMOUNT_MINOR_MAX = 10**15  # no order is worth ten trillion; above it the sender's units are wrong
+
+# Connections
+KEEPALIVE_S = 75.0  # longer than a balancer's idle time (60 s), else its reused connections are reset
+SLOW_HEAD_S = 15.0  # a request head or body that takes longer is a slow-loris
+BACKLOG = 4_096  # connections the kernel queues while a worker is busy; the default 128 drops a spike
+SHUTDOWN_S = 8.0  # for requests in flight at SIGTERM; the whole exit has 15 s
+EXIT_S = 15.0  # promise P5: SIGTERM to exit
+
+# The recorder
+LINGER_S = 0.002  # the first click of a batch waits this long for company
+ACK_DEADLINE_S = 0.150  # the longest a visitor waits for durability
+BATCH_BYTES_MAX = 131_072  # one group commit; larger ones gain nothing and delay everyone in them
+QUEUE_EVENTS_MAX = 50_000  # events not yet durable, about 25 MB; beyond it new ones are counted lost
+BEAT_S = 1.0  # one watermark record per edge and second
+CLOCK_AHEAD_MAX_S = 60.0  # a persisted or heard time further ahead than this is a broken clock
+
+# The journal
+SEGMENT_BYTES_MAX = 64 * 1024 * 1024  # a segment and so its WAL; a frozen reader cannot grow it further
+SEGMENT_AGE_MAX_S = 3_600.0  # a quiet edge still lets old segments be removed
+JOURNAL_POLL_S = 0.05  # how often an idle reader looks; adds half of this to a click's way to Postgres
+
+# Redis
+READ_TIMEOUT_S = 0.050  # the request path never waits longer for Redis
+READ_POOL_MAX = 16  # connections per process for reads; more would only queue inside Redis
+FLUSH_EVERY_S = 0.200  # live counters, one pipeline per flush
+COUNTER_TIMEOUT_S = 1.0  # the flusher is off the request path; a slow Redis only delays display values
+COUNTER_KEYS_MAX = 200_000  # (key, field) pairs held while Redis is away; beyond it they are dropped, counted
+COUNTER_TTL_S = 172_800  # display values are of use for two days
+PUBLISH_TIMEOUT_S = 2.0  # the publisher and the API's own publish; beyond it the answer says `live: false`
+
+# The link cache
+L1_ENTRIES_MAX = 100_000  # per process, about 100 MB
+L1_REFRESH_S = 60.0  # the belt to the invalidation stream's braces, jittered by a quarter
+L1_BROKEN_S = 3.0  # how long an entry fetched while the stream is broken is good for
+NEGATIVE_S = 0.250  # an unknown code is remembered this long
+NEGATIVE_ENTRIES_MAX = 10_000  # a storm of unknown codes stays bounded
+STREAM_SILENCE_S = 3.0  # three beats missed: the stream is broken
+STREAM_BEAT_S = 1.0  # the publisher's beat on the invalidation channel
+COMPLETE_TTL_S = 5  # life of the marker which says that the set of links in Redis is complete
+REFILL_BATCH = 1_000  # values per pipeline when Redis is filled again
+
+# The aggregator
+BATCH_EVENTS_MAX = 5_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long
+FENCE_WAIT_S = 1.0  # a healthy holder commits in less; a longer one is frozen and is ended
+TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
+CONNECT_S = 5.0  # to open a database connection
+DATABASE_RETRY_MAX_S = 2.0  # the longest pause between attempts while Postgres is away
+PARTITIONS_AHEAD_DAYS = 3  # made before they are needed
+EVENT_AHEAD_MAX_S = 86_400  # an id further in the future goes to the dead letters
+DEAD_BYTES_MAX = 65_536  # of a dead letter are kept
+CLICK_WINDOW_DAYS = 30  # default time from a click to its first conversion
+DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `duplicate` early
+
+# The API
+API_POOL_MAX = 8  # connections; a partner's report takes one for its length
+API_ACQUIRE_S = 5.0  # then 503: waiting longer helps nobody
+STATEMENT_S = 10.0  # for one API statement
+REPORT_DAYS_MAX = 367  # one leap year and a day
+REPORT_ROWS_MAX = 1_000  # rows in one answer; the next page has a cursor

@@ -1,0 +1,65 @@
+"""The law of accounting: every request at a click door ends in exactly one outcome, with a reason from a closed list.
+
+`received = recorded + late + lost + uncounted + refused(reason)`; a recorded click has a class.
+"""
+
+from enum import IntEnum, StrEnum
+
+
+class ClickClass(IntEnum):
+    """What a click is worth, carried (masked) inside its id. The numbers are on the wire: never reuse one."""
+
+    NORMAL = 0
+    FLAGGED = 1  # a known robot: kept and shown, its conversions are pending
+    OVER_CAP = 2
+    FALLBACK = 3  # sent somewhere else than its offer; never earns
+    TEST = 4
+    UNCOUNTED = 5  # HEAD: an id that nothing was logged for
+
+
+EARNING = frozenset({ClickClass.NORMAL, ClickClass.FLAGGED, ClickClass.OVER_CAP})
+INVALID = frozenset({ClickClass.FLAGGED, ClickClass.OVER_CAP, ClickClass.FALLBACK})
+
+
+class Reason(StrEnum):
+    """Why a click is not an ordinary click. Stored with it, counted by it."""
+
+    NONE = ""
+    KNOWN_BOT = "known_bot"
+    NO_USER_AGENT = "no_user_agent"
+    UNKNOWN_LINK = "unknown_link"
+    LINK_PAUSED = "link_paused"
+    OFFER_PAUSED = "offer_paused"
+    PARTNER_BLOCKED = "partner_blocked"
+    BAD_REQUEST = "bad_request"
+    NOT_READY = "not_ready"
+
+
+class Outcome(StrEnum):
+    """How a request at a click door ended; refusals are counted as `refused_<reason>`."""
+
+    RECORDED = "recorded"
+    LATE = "late"  # answered at the deadline, the write was still under way
+    LOST = "lost"  # answered, but the write failed or the queue was full
+    UNCOUNTED = "uncounted"
+
+
+def refused(reason: Reason) -> str:
+    """The counter of requests that were answered with a 4xx or 503 for this reason."""
+    return f"refused_{reason.value}"
+
+
+class Result(StrEnum):
+    """What a conversion's receipt says."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+class Status(StrEnum):
+    """The states of a conversion."""
+
+    APPROVED = "approved"
+    PENDING = "pending"
+    REJECTED = "rejected"

@@ -1,0 +1,55 @@
+"""The only door to Redis: one client per purpose, each with its own limits. Retries are off everywhere, because a
+repeated command counts twice when only the reply was lost."""
+
+from collections.abc import Awaitable
+from typing import Any, cast
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from schemas import limits
+
+__all__ = ["PubSub", "Redis", "RedisError", "counting", "done", "listening", "publishing", "reading"]
+
+RedisError = (exceptions.RedisError, OSError, TimeoutError)
+
+
+def reading(url: str) -> "Redis[bytes]":
+    """For the request path: waits 50 ms at most for a connection and for an answer."""
+    return _client(url, limits.READ_TIMEOUT_S, limits.READ_POOL_MAX)
+
+
+def counting(url: str) -> "Redis[bytes]":
+    """For the flusher of live counters, which alone uses its one connection."""
+    return _client(url, limits.COUNTER_TIMEOUT_S, 1)
+
+
+def publishing(url: str) -> "Redis[bytes]":
+    """For the publisher and the API."""
+    return _client(url, limits.PUBLISH_TIMEOUT_S, 4)
+
+
+def listening(url: str) -> "Redis[bytes]":
+    """For the invalidation stream; reading it times out by itself, so the caller bounds each wait."""
+    return _client(url, limits.STREAM_SILENCE_S, 2)
+
+
+def _client(url: str, timeout_s: float, connections_max: int) -> "Redis[bytes]":
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections_max,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+    )
+    return Redis(connection_pool=pool)
+
+
+async def done(answer: Any) -> Any:
+    """Await a command; redis-py types its answers as either awaited or not."""
+    return await cast(Awaitable[Any], answer)

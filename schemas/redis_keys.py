@@ -1,0 +1,29 @@
+"""Every name in Redis. Values can all be rebuilt from Postgres."""
+
+PROGRAMME = "programme"  # JSON, schemas.links.Programme
+COMPLETE = "links:complete"  # marker: the set of link configs is whole; lives 5 s, renewed by the publisher
+SEQUENCE = "links:sequence"  # counts the changes published
+CHANGES = "links:changes"  # channel: "<sequence> <key>" for a change, "<sequence> " for a beat
+STATE = "links:state"  # hash: who filled this Redis: system id, timeline, epoch, run id
+EDGES = "edges:open"  # hash: incarnation -> edges that registered while the log was away
+
+
+def link(code: str) -> str:
+    return f"link:{code}"
+
+
+def offer(offer_id: int) -> str:
+    return f"offer:{offer_id}"
+
+
+def partner(partner_id: int) -> str:
+    return f"partner:{partner_id}"
+
+
+def advertiser(token_sha256_hex: str) -> str:
+    return f"advertiser:{token_sha256_hex}"
+
+
+def live(quarter_s: int) -> str:
+    """Hash of one quarter hour: field `link:<id>` or `partner:<id>` -> recorded clicks. A display value."""
+    return f"live:{quarter_s}"

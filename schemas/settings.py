@@ -1,0 +1,154 @@
+"""Settings of every process, read once into frozen objects and checked as a whole before anything connects.
+
+Each field is the variable `CLICKDAM_<FIELD>`; a flag of the command line wins over it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.click_id import ClickKeys
+
+PREFIX = "CLICKDAM_"
+_SECRET = frozenset({"click_keys", "visitor_key", "redis_url", "database_url"})
+
+
+class BadSettings(ValueError):
+    """All that is wrong with the settings, a line each, every line naming its variable."""
+
+
+def _log_url(value: str) -> str:
+    if not re.match(r"journal:///.", value):
+        raise ValueError("must be journal:///folder")
+    return value
+
+
+def _redis_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+        raise ValueError("must be redis://host:port/0 or rediss://…")
+    return value
+
+
+def _database_url(value: str) -> str:
+    if urlsplit(value).scheme not in ("postgresql", "postgres"):
+        raise ValueError("must be postgresql://user@host:port/database")
+    return value
+
+
+def _origin_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("must be an origin such as https://go.example.com")
+    return value.rstrip("/")
+
+
+def _click_keys(value: SecretStr) -> SecretStr:
+    ClickKeys.parse(value.get_secret_value())
+    return value
+
+
+def _visitor_key(value: SecretStr) -> SecretStr:
+    try:
+        size = len(bytes.fromhex(value.get_secret_value()))
+    except ValueError:
+        raise ValueError("must be hexadecimal") from None
+    if not 16 <= size <= 32:
+        raise ValueError(f"has {size} bytes, wanted 16 to 32")
+    return value
+
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+
+class EdgeSettings(_Settings):
+    """What an edge needs: the log, Redis and its keys. No database."""
+
+    log_url: Annotated[str, AfterValidator(_log_url)]
+    redis_url: Annotated[str, AfterValidator(_redis_url)]
+    click_keys: Annotated[SecretStr, AfterValidator(_click_keys)]
+    visitor_key: Annotated[SecretStr, AfterValidator(_visitor_key)]
+    host: str = "127.0.0.1"
+    edge_port: Port = 8080
+    admin_port: Port = 8090
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    edge_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
+
+    @property
+    def journal_folder(self) -> Path:
+        return journal_folder(self.log_url)
+
+    @property
+    def keys(self) -> ClickKeys:
+        return ClickKeys.parse(self.click_keys.get_secret_value())
+
+    @property
+    def visitor_secret(self) -> bytes:
+        return bytes.fromhex(self.visitor_key.get_secret_value())
+
+
+class DatabaseSettings(_Settings):
+    """What `migrate` and `keys` need."""
+
+    database_url: Annotated[str, AfterValidator(_database_url)]
+
+
+class AggregatorSettings(DatabaseSettings):
+    """Consumer, publisher and partition keeper."""
+
+    log_url: Annotated[str, AfterValidator(_log_url)]
+    redis_url: Annotated[str, AfterValidator(_redis_url)]
+    click_retention_days: Annotated[int, Field(ge=32, le=3_660)] = 400
+    journal_retention_h: Annotated[int, Field(ge=0, le=8_760)] = 48  # covers a Postgres restored from last night
+    host: str = "127.0.0.1"
+    admin_port: Port = 8091
+
+    @property
+    def journal_folder(self) -> Path:
+        return journal_folder(self.log_url)
+
+
+class ApiSettings(DatabaseSettings):
+    """The HTTP API."""
+
+    redis_url: Annotated[str, AfterValidator(_redis_url)]
+    public_url: Annotated[str, AfterValidator(_origin_url)]
+    host: str = "127.0.0.1"
+    api_port: Port = 8081
+
+
+def journal_folder(log_url: str) -> Path:
+    """The folder of `journal:///folder`."""
+    return Path(log_url.removeprefix("journal://"))
+
+
+S = TypeVar("S", bound=_Settings)
+
+
+def load(kind: type[S], **flags: Any) -> S:
+    """Settings from the environment, flags that are not None winning. Raises BadSettings with every refusal."""
+    try:
+        return kind(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise BadSettings("\n".join(_refusal(dict(found)) for found in error.errors())) from None
+
+
+def _refusal(found: dict[str, Any]) -> str:
+    name = str(found["loc"][0])
+    variable = PREFIX + name.upper()
+    if found["type"] == "missing":
+        return f"{variable} is not set"
+    message = str(found["msg"]).removeprefix("Value error, ")
+    shown = "(a secret, not shown)" if name in _SECRET else repr(found["input"])
+    return f"{variable}={shown}: {message}"

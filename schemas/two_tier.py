@@ -1,0 +1,165 @@
+"""A cache in two tiers: values this process holds, in front of a fetch (from Redis) that it is given.
+
+Fresh values are answered without waiting. What is missing or stale is fetched once however many ask: all keys wanted
+while one fetch is under way go into the next one. A stale value is used only when the fetch fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+RETRY_AFTER_FAILURE_S = 1.0  # while the second tier is away, ask it once a second, not once a request
+
+
+class SecondTierAway(Exception):
+    """The fetch failed and this process holds no value for the key."""
+
+
+@dataclass(slots=True)
+class _Entry(Generic[V]):
+    value: V | None
+    generation: int
+    expires: float
+
+
+@dataclass(slots=True)
+class _Answer(Generic[V]):
+    """What came of one key in one fetch, shared by all who waited for it."""
+
+    done: bool = False
+    failed: bool = False
+    voided: bool = False
+    value: V | None = None
+
+
+class TwoTier(Generic[V]):
+    """Values by key. `fetch(keys)` answers a mapping with the keys it found; `refresh_s` and `negative_s` are the
+    lives of a value and of an absence; at most `entries_max` values are held."""
+
+    def __init__(
+        self,
+        fetch: Callable[[list[str]], Awaitable[dict[str, V]]],
+        *,
+        entries_max: int,
+        refresh_s: float,
+        negative_s: float,
+        negative_entries_max: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fetch = fetch
+        self._entries_max = entries_max
+        self._negative_entries_max = negative_entries_max
+        self._refresh_s = refresh_s
+        self._negative_s = negative_s
+        self._clock = clock
+        self._entries: dict[str, _Entry[V]] = {}
+        self._absent: dict[str, _Entry[V]] = {}
+        self._wanted: dict[str, _Answer[V]] = {}
+        self._under_way: dict[str, _Answer[V]] = {}
+        self._one_fetch = asyncio.Lock()
+        self._generation = 0
+        self._retry_at = 0.0
+        self.fetches = 0
+        self.stale_answers = 0
+
+    def fresh(self, key: str) -> V | None:
+        """The value if it may be used without asking, else None."""
+        entry = self._entries.get(key)
+        if entry is None or entry.generation != self._generation or entry.expires <= self._clock():
+            return None
+        return entry.value
+
+    async def get(self, key: str) -> V | None:
+        """The value, fetched if it is not fresh; None if there is none. Raises SecondTierAway."""
+        value = self.fresh(key)
+        if value is not None or self._known_absent(key):
+            return value
+        answer = await self._ask(key)
+        if not answer.failed:
+            return answer.value
+        entry = self._entries.get(key)
+        if entry is None:
+            raise SecondTierAway(key)
+        self.stale_answers += 1
+        return entry.value
+
+    def void(self, key: str) -> None:
+        """The value has changed: forget it, and what any fetch under way brings for it."""
+        self._entries.pop(key, None)
+        self._absent.pop(key, None)
+        if key in self._under_way:
+            self._under_way[key].voided = True
+
+    def void_all(self) -> None:
+        """Any value may have changed: each is asked for again when it is used next."""
+        self._generation += 1
+
+    def live_at_most(self, refresh_s: float) -> None:
+        """How long values fetched from now on are fresh."""
+        self._refresh_s = refresh_s
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _known_absent(self, key: str) -> bool:
+        entry = self._absent.get(key)
+        return entry is not None and entry.expires > self._clock()
+
+    async def _ask(self, key: str) -> _Answer[V]:
+        if self._clock() < self._retry_at:
+            return _Answer(done=True, failed=True)
+        answer = self._under_way.get(key)
+        if answer is None or answer.voided:
+            answer = self._wanted.setdefault(key, _Answer())
+        async with self._one_fetch:
+            if not answer.done:
+                await self._fetch_wanted()
+        return answer
+
+    async def _fetch_wanted(self) -> None:
+        batch, self._wanted = self._wanted, {}
+        generation, self._under_way = self._generation, batch
+        try:
+            found = await self._fetch_unless_away(list(batch))
+        except BaseException:
+            self._wanted = batch | self._wanted  # cancelled: the next in line takes these keys over
+            raise
+        finally:
+            self._under_way = {}
+        for key, answer in batch.items():
+            answer.done, answer.failed = True, found is None
+            answer.value = found.get(key) if found else None
+            if found is not None and not answer.voided:
+                self._hold(key, answer.value, generation)
+
+    async def _fetch_unless_away(self, keys: list[str]) -> dict[str, V] | None:
+        if self._clock() < self._retry_at:
+            return None
+        self.fetches += 1
+        try:
+            return await self._fetch(keys)
+        except Exception:
+            self._retry_at = self._clock() + RETRY_AFTER_FAILURE_S
+            return None
+
+    def _hold(self, key: str, value: V | None, generation: int) -> None:
+        now = self._clock()
+        self._entries.pop(key, None)
+        if value is None:
+            _bound(self._absent, self._negative_entries_max)
+            self._absent[key] = _Entry(None, generation, now + self._negative_s)
+        else:
+            _bound(self._entries, self._entries_max)
+            life_s = self._refresh_s * random.uniform(0.75, 1.0)  # noqa: S311
+            self._entries[key] = _Entry(value, generation, now + life_s)
+
+
+def _bound(entries: dict[str, _Entry[V]], entries_max: int) -> None:
+    while len(entries) >= entries_max:
+        del entries[next(iter(entries))]
