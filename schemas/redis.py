@@ -17,27 +17,27 @@ __all__ = ["PubSub", "Redis", "RedisError", "counting", "done", "listening", "pu
 RedisError = (exceptions.RedisError, OSError, TimeoutError)
 
 
-def reading(url: str) -> "Redis[bytes]":
+def reading(url: str) -> Redis:
     """For the request path: waits 50 ms at most for a connection and for an answer."""
     return _client(url, limits.READ_TIMEOUT_S, limits.READ_POOL_MAX)
 
 
-def counting(url: str) -> "Redis[bytes]":
+def counting(url: str) -> Redis:
     """For the flusher of live counters, which alone uses its one connection."""
     return _client(url, limits.COUNTER_TIMEOUT_S, 1)
 
 
-def publishing(url: str) -> "Redis[bytes]":
+def publishing(url: str) -> Redis:
     """For the publisher and the API."""
     return _client(url, limits.PUBLISH_TIMEOUT_S, 4)
 
 
-def listening(url: str) -> "Redis[bytes]":
+def listening(url: str) -> Redis:
     """For the invalidation stream; reading it times out by itself, so the caller bounds each wait."""
     return _client(url, limits.STREAM_SILENCE_S, 2)
 
 
-def _client(url: str, timeout_s: float, connections_max: int) -> "Redis[bytes]":
+def _client(url: str, timeout_s: float, connections_max: int) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=connections_max,
