@@ -1,0 +1,108 @@
+"""Connections to Postgres: how they are opened, how long anything may wait, and what "Postgres is away" looks like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import asyncpg
+import orjson
+
+from schemas import limits
+from schemas.errors import Refused
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Database: TypeAlias = "Connection | Pooled"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+# The connection is lost, cannot be opened, or must be given up: what was under way has an unknown end.
+DatabaseAway = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.QueryCanceledError,
+    OSError,
+    TimeoutError,
+)
+
+_KEEPALIVES = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+
+
+async def connect(database_url: str, *, command_timeout_s: float, application_name: str = "clickdam") -> Connection:
+    """One connection in UTC, jsonb as Python values. Every command is given up after `command_timeout_s` seconds.
+
+    Raises one of `DatabaseAway` when Postgres cannot be reached within `limits.CONNECT_S`.
+    """
+    connection = await asyncpg.connect(
+        database_url,
+        timeout=limits.CONNECT_S,
+        command_timeout=command_timeout_s,
+        server_settings=_server_settings(application_name),
+    )
+    try:
+        await _read_json(connection)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+@asynccontextmanager
+async def pool(database_url: str, *, application_name: str = "clickdam-api") -> AsyncIterator[Pool]:
+    """The API's connections, opened when first needed, so that it starts while Postgres is away."""
+    connections = asyncpg.create_pool(
+        database_url,
+        min_size=0,
+        max_size=limits.API_POOL_MAX,
+        timeout=limits.CONNECT_S,
+        command_timeout=limits.STATEMENT_S,
+        server_settings=_server_settings(application_name),
+        init=_read_json,
+    )
+    async with asyncio.timeout(limits.CONNECT_S):
+        await connections
+    try:
+        yield connections
+    finally:
+        await _close(connections)
+
+
+@asynccontextmanager
+async def acquire(connections: Pool) -> AsyncIterator[Pooled]:
+    """A connection of the pool. Raises Refused("unavailable") when none comes within `limits.API_ACQUIRE_S`, or when
+    Postgres goes away while it is used."""
+    try:
+        async with connections.acquire(timeout=limits.API_ACQUIRE_S) as connection:
+            yield connection
+    except DatabaseAway as error:
+        raise Refused("unavailable", "the database does not answer, please repeat the request") from error
+
+
+async def _close(connections: Pool) -> None:
+    try:
+        async with asyncio.timeout(limits.API_ACQUIRE_S):
+            await connections.close()
+    except DatabaseAway:
+        connections.terminate()
+
+
+def _server_settings(application_name: str) -> dict[str, str]:
+    return {"application_name": application_name, "timezone": "UTC", **_KEEPALIVES}
+
+
+async def _read_json(connection: Any) -> None:
+    await connection.set_type_codec("jsonb", encoder=_dump, decoder=orjson.loads, schema="pg_catalog", format="text")
+
+
+def _dump(value: object) -> str:
+    return orjson.dumps(value).decode()
