@@ -34,6 +34,14 @@ class SlotTaken(RuntimeError):
     """Another process writes this slot."""
 
 
+class Unreadable(RuntimeError):
+    """A segment's file cannot be read: gone, cut off, or no journal of ours."""
+
+
+class Unwritable(RuntimeError):
+    """A row could not be made durable: the disk is full or broken."""
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentMeta:
     source: str
@@ -104,13 +112,13 @@ class Segment:
         return cls(path, meta, _db=db)
 
     def append(self, body: bytes, latest_ms: int) -> int:
-        """Write one row; when this returns its offset, the row is on the disk."""
-        cursor = self._db.execute("INSERT INTO batch (latest_ms, body) VALUES (?, ?)", (latest_ms, body))
+        """Write one row; when this returns its offset, the row is on the disk. Raises Unwritable."""
+        try:
+            cursor = self._db.execute("INSERT INTO batch (latest_ms, body) VALUES (?, ?)", (latest_ms, body))
+        except sqlite3.Error as error:
+            raise Unwritable(f"{self.path.name}: {error}") from error
         self.size_bytes += len(body)
-        offset = cursor.lastrowid
-        if offset is None:
-            raise sqlite3.DatabaseError("no row id")
-        return offset
+        return int(cursor.lastrowid or 0)
 
     def seal(self) -> None:
         """No more rows will come; the reader may remove the file once it is applied."""
@@ -118,39 +126,66 @@ class Segment:
         self._db.close()
 
 
-def seal_left_behind(path: Path) -> tuple[SegmentMeta, Row | None] | None:
-    """Seal a segment whose writer is gone and say whose it was and its last row. None if it was sealed already, or
-    never came to hold anything (a writer killed while creating it)."""
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        meta = _meta(db)
-        if meta is None or meta.sealed:
-            return None
-        last = db.execute("SELECT id, latest_ms, body FROM batch ORDER BY id DESC LIMIT 1").fetchone()
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A segment that a writer left unsealed, and its last offset (0 if it wrote none)."""
+
+    path: Path
+    meta: SegmentMeta
+    last_offset: int
+
+
+def left_behind(slot: Path) -> list[LeftBehind]:
+    """The unsealed segments of a slot whose lock the caller holds, oldest first. Files that a writer was killed
+    while creating hold nothing and are removed."""
+    found: list[LeftBehind] = []
+    for path in reversed(segments(slot)):
+        with reading(path) as segment:
+            meta, last_offset = segment.meta(), segment.last_offset()
+        if meta is None:
+            remove(path)
+        elif meta.sealed:
+            break  # segments are sealed in order
+        else:
+            found.append(LeftBehind(path, meta, last_offset))
+    return found[::-1]
+
+
+def seal(path: Path) -> None:
+    """Seal a segment that was left behind."""
+    with contextlib.closing(_connect(path)) as db:
         db.execute("UPDATE meta SET sealed = 1")
-        return meta, Row(*last) if last else None
+
+
+def remove(path: Path) -> None:
+    """Remove a segment and SQLite's companions of it."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def latest_ms(slot: Path) -> int:
     """The latest time written in a slot, 0 if there is none."""
-    return max((_latest_ms(path) for path in segments(slot)), default=0)
-
-
-def _latest_ms(path: Path) -> int:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        if _meta(db) is None:
-            return 0
-        (found,) = db.execute("SELECT latest_ms FROM batch ORDER BY id DESC LIMIT 1").fetchone() or (0,)
-        return int(found)
+    for path in reversed(segments(slot)):
+        with reading(path) as segment:
+            if found := segment.latest_ms():
+                return found
+    return 0
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[SegmentReader]:
-    """A segment open for reading, by another process than its writer."""
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+    """A segment open for reading, by another process than its writer. Raises Unreadable, here and while it is read."""
     try:
-        yield SegmentReader(db)
-    finally:
-        db.close()
+        with contextlib.closing(_connect(path)) as db:
+            yield SegmentReader(db)
+    except sqlite3.Error as error:
+        raise Unreadable(f"{path.parent.name}/{path.name}: {error}") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file that exists: a plain connect would make an empty one."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +195,13 @@ class SegmentReader:
     def meta(self) -> SegmentMeta | None:
         """None while the writer is still creating the file."""
         return _meta(self._db)
+
+    def latest_ms(self) -> int:
+        """The time of the last row, 0 if there is none."""
+        if _meta(self._db) is None:
+            return 0
+        (found,) = self._db.execute("SELECT latest_ms FROM batch ORDER BY id DESC LIMIT 1").fetchone() or (0,)
+        return int(found)
 
     def rows(self, first: int, bytes_max: int) -> list[Row]:
         """Rows from offset `first` on, at least one if there is one, up to about `bytes_max`. One short read
@@ -177,6 +219,8 @@ class SegmentReader:
 
     def last_offset(self) -> int:
         """The offset of the last row, 0 if there is none."""
+        if _meta(self._db) is None:
+            return 0
         (found,) = self._db.execute("SELECT max(id) FROM batch").fetchone()
         return int(found or 0)
 

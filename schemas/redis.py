@@ -47,7 +47,7 @@ def _client(url: str, timeout_s: float, connections_max: int) -> Redis:
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # closing the client then closes its connections
 
 
 async def done(answer: Any) -> Any:

@@ -1,0 +1,38 @@
+"""The edge's clock: times never go backwards within an incarnation."""
+
+import secrets
+import time
+from collections.abc import Callable
+
+from schemas.limits import CLOCK_AHEAD_MAX_S
+
+_AHEAD_MAX_MS = int(CLOCK_AHEAD_MAX_S * 1000)
+
+
+def wall_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class EdgeClock:
+    """Monotonic wall time of one incarnation. `persisted_ms` is the latest time an earlier process wrote: the clock
+    starts there, unless it lies so far ahead that the clock which made it was broken."""
+
+    def __init__(self, persisted_ms: int = 0, wall: Callable[[], int] = wall_ms) -> None:
+        self._wall = wall
+        self._last_ms = persisted_ms if persisted_ms <= wall() + _AHEAD_MAX_MS else 0
+        self.incarnation = _new_incarnation()
+
+    def now_ms(self) -> int:
+        """The time now, never less than before; after a jump back of more than a minute a new incarnation begins."""
+        now = self._wall()
+        if now > self._last_ms:
+            self._last_ms = now
+        elif self._last_ms - now > _AHEAD_MAX_MS:
+            self._last_ms = now
+            self.incarnation = _new_incarnation()
+        return self._last_ms
+
+
+def _new_incarnation() -> str:
+    return secrets.token_hex(8)

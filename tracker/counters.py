@@ -1,0 +1,76 @@
+"""Live counters: coalesced in memory, sent to Redis in one pipeline every 200 ms. Display values and hints.
+
+Handlers touch only memory. One task owns the connection and never retries: a lost reply must not count twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+
+from schemas import limits, redis_keys
+from schemas.redis import Redis, RedisError, counting
+
+log = structlog.get_logger()
+_QUARTER_MS = 900_000
+
+
+class LiveCounters:
+    """Counts by (key, field) since the last flush."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, str], int] = {}
+        self.dropped = 0
+
+    def count_click(self, at_ms: int, link_id: int, partner_id: int) -> None:
+        """One recorded click on a link."""
+        quarter_s = at_ms // _QUARTER_MS * 900
+        self._add(quarter_s, f"link:{link_id}")
+        self._add(quarter_s, f"partner:{partner_id}")
+
+    async def flush(self, redis: Redis) -> None:
+        """Send what was counted. A failed flush is not repeated: it may have landed."""
+        counts, self._counts = self._counts, {}
+        if not counts:
+            return
+        pipeline = redis.pipeline(transaction=False)
+        for (quarter_s, field), n in counts.items():
+            pipeline.hincrby(redis_keys.live(quarter_s), field, n)
+        for quarter_s in {quarter_s for quarter_s, _ in counts}:
+            pipeline.expire(redis_keys.live(quarter_s), limits.COUNTER_TTL_S)
+        try:
+            await pipeline.execute()
+        except RedisError as error:
+            self.dropped += sum(counts.values())
+            log.warning("live_counters_dropped", counts=len(counts), error=type(error).__name__)
+
+    def _add(self, quarter_s: int, field: str) -> None:
+        key = (quarter_s, field)
+        if key not in self._counts and len(self._counts) >= limits.COUNTER_KEYS_MAX:
+            self.dropped += 1
+            return
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+
+@contextlib.asynccontextmanager
+async def counting_live(redis_url: str) -> AsyncIterator[LiveCounters]:
+    """Live counters with their flusher running; on leaving, one last flush."""
+    counters = LiveCounters()
+    async with counting(redis_url) as redis:
+        flusher = asyncio.create_task(_flush_for_ever(counters, redis), name="live-counters")
+        try:
+            yield counters
+        finally:
+            flusher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await flusher
+            await counters.flush(redis)
+
+
+async def _flush_for_ever(counters: LiveCounters, redis: Redis) -> None:
+    while True:
+        await asyncio.sleep(limits.FLUSH_EVERY_S)
+        await counters.flush(redis)

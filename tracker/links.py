@@ -1,0 +1,141 @@
+"""The edge's link configs: what this process holds, in front of Redis, kept fresh by the invalidation stream.
+
+While the stream shows no gap and no silence, what is held is valid without asking. A gap, a silence or a reconnect
+makes all of it stale; a value fetched while the stream is broken is good for 3 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+
+from schemas import limits, links, redis_keys
+from schemas.links import Advertiser, Config, Link, Offer, Partner, Programme
+from schemas.redis import PubSub, Redis, RedisError, done, listening, reading
+from schemas.two_tier import SecondTierAway, TwoTier
+from tracker.steps import Target
+
+log = structlog.get_logger()
+_DEFAULT_PROGRAMME = Programme(v=(0, 0), timezone="UTC", currency="EUR")
+
+
+class NotReady(Exception):
+    """Redis cannot say whether this exists: it is away, or its set of links is not known to be whole."""
+
+
+class LinkCache:
+    """Link, offer, partner, advertiser and programme configs by key."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._complete = False
+        self.stream_healthy = False
+        self.tier: TwoTier[Config] = TwoTier(
+            self._fetch,
+            entries_max=limits.L1_ENTRIES_MAX,
+            refresh_s=limits.L1_BROKEN_S,
+            negative_s=limits.NEGATIVE_S,
+            negative_entries_max=limits.NEGATIVE_ENTRIES_MAX,
+        )
+
+    async def find(self, code: str) -> Target:
+        """Where a code leads. Raises NotReady where that is not known; an unknown code is a Target without a link."""
+        programme = await self._get(redis_keys.PROGRAMME)
+        link = await self._get(redis_keys.link(code))
+        known = programme if isinstance(programme, Programme) else _DEFAULT_PROGRAMME
+        if not isinstance(link, Link):
+            return Target(known)
+        offer = await self.offer(link.offer_id)
+        partner = await self._get(redis_keys.partner(link.partner_id))
+        return Target(known, link, offer, partner if isinstance(partner, Partner) else None)
+
+    async def offer(self, offer_id: int) -> Offer | None:
+        found = await self._get(redis_keys.offer(offer_id))
+        return found if isinstance(found, Offer) else None
+
+    async def advertiser(self, token_sha256_hex: str) -> Advertiser | None:
+        found = await self._get(redis_keys.advertiser(token_sha256_hex))
+        return found if isinstance(found, Advertiser) else None
+
+    async def is_warm(self) -> bool:
+        """Whether Redis has been reached and its set of links is whole."""
+        try:
+            await self._get(redis_keys.PROGRAMME)
+        except NotReady:
+            return False
+        return True
+
+    async def _get(self, key: str) -> Config | None:
+        """A value that is held and fresh costs no wait: this coroutine then runs to its end at once."""
+        found = self.tier.fresh(key)
+        if found is not None:
+            return found
+        try:
+            found = await self.tier.get(key)
+        except SecondTierAway:
+            raise NotReady(key) from None
+        if found is None and not self._complete:
+            raise NotReady(key)
+        return found
+
+    async def _fetch(self, keys: list[str]) -> dict[str, Config]:
+        *values, marker = await done(self._redis.mget([*keys, redis_keys.COMPLETE]))
+        self._complete = marker is not None
+        return {key: links.decode(key, value) for key, value in zip(keys, values, strict=True) if value is not None}
+
+    async def follow(self, redis: Redis) -> None:
+        """Follow the invalidation stream until cancelled."""
+        while True:
+            try:
+                async with redis.pubsub(ignore_subscribe_messages=True) as stream:
+                    await stream.subscribe(redis_keys.CHANGES)
+                    await self._listen(stream)
+            except RedisError as error:
+                log.warning("invalidation_stream_broken", error=type(error).__name__)
+            self._broken()
+            await asyncio.sleep(limits.FLUSH_EVERY_S)
+
+    async def _listen(self, stream: PubSub) -> None:
+        last: int | None = None
+        while True:
+            message = await stream.get_message(timeout=limits.STREAM_SILENCE_S)
+            if message is None:
+                raise TimeoutError("silence")
+            sequence, _, key = message["data"].decode().partition(" ")
+            last = self._take(last, int(sequence), key)
+
+    def _take(self, last: int | None, sequence: int, key: str) -> int:
+        """One message: a beat (no key) repeats the last sequence, a change is one more."""
+        expected = None if last is None else last + bool(key)
+        if sequence != expected:
+            self.tier.void_all()
+        if not self.stream_healthy:
+            self.stream_healthy = True
+            self.tier.live_at_most(limits.L1_REFRESH_S)
+            self.tier.void_all()
+        if key:
+            self.tier.void(key)
+        return sequence
+
+    def _broken(self) -> None:
+        if self.stream_healthy:
+            self.stream_healthy = False
+            self.tier.live_at_most(limits.L1_BROKEN_S)
+            self.tier.void_all()
+
+
+@contextlib.asynccontextmanager
+async def caching_links(redis_url: str) -> AsyncIterator[LinkCache]:
+    """A link cache that follows the invalidation stream."""
+    async with reading(redis_url) as reads, listening(redis_url) as listens:
+        cache = LinkCache(reads)
+        follower = asyncio.create_task(cache.follow(listens), name="invalidation-stream")
+        try:
+            yield cache
+        finally:
+            follower.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await follower

@@ -1,0 +1,91 @@
+"""The edge's watermarks in the log: it registers before it is ready, beats once a second and closes when it ends.
+
+An edge that was killed leaves an open incarnation behind; whoever opens its slot next closes it, because all that it
+ever acknowledged lies in that slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import groupby
+
+import structlog
+
+from schemas import events, journal, limits
+from schemas.events import Beat
+from tracker.clock import EdgeClock
+from tracker.log.journal_out import JournalLog
+from tracker.log.recorder import Recorder
+from tracker.tally import Tally
+
+log = structlog.get_logger()
+
+
+class Heartbeat:
+    """Watermarks of one process."""
+
+    def __init__(self, edge: str, clock: EdgeClock, tally: Tally, target: JournalLog) -> None:
+        self._edge = edge
+        self._clock = clock
+        self._tally = tally
+        self._log = target
+        self._incarnation = clock.incarnation
+
+    async def register(self) -> None:
+        """Close what earlier processes of this slot left open, and open our own incarnation, in one durable write."""
+        left_behind = self._log.left_behind()
+        now = self._clock.now_ms()
+        beats = [self._closing(of, now) for of in _by_incarnation(left_behind)]
+        beats.append(self._beat("open", now, now))
+        await self._log.write(b"\n".join(events.encode(beat) for beat in beats), now)
+        for segment in left_behind:
+            log.warning("closed_for_a_killed_edge", incarnation=segment.meta.incarnation, segment=segment.path.name)
+            journal.seal(segment.path)
+
+    async def beat(self, recorder: Recorder) -> None:
+        """Beat until cancelled."""
+        while True:
+            await asyncio.sleep(limits.BEAT_S)
+            now = self._clock.now_ms()
+            if self._clock.incarnation != self._incarnation:
+                self._begin_incarnation(recorder, now)
+            complete_to = recorder.oldest_ms()
+            beat = self._beat("beat", now, now if complete_to is None else min(complete_to, now))
+            recorder.put_unwaited(events.encode(beat), now)
+
+    async def close(self) -> None:
+        """Say that no more will come from this incarnation. Call when the recorder is drained."""
+        now = self._clock.now_ms()
+        await self._log.write(events.encode(self._beat("closed", now, now)), now)
+
+    def _begin_incarnation(self, recorder: Recorder, now: int) -> None:
+        log.error("clock_jumped_back", incarnation=self._clock.incarnation)
+        recorder.put_unwaited(events.encode(self._beat("closed", now, now)), now)
+        self._incarnation = self._clock.incarnation
+        self._tally.begin_incarnation()
+        recorder.put_unwaited(events.encode(self._beat("open", now, now)), now)
+
+    def _beat(self, state: str, at_ms: int, complete_to_ms: int) -> Beat:
+        assert state in ("open", "beat", "closed")
+        return Beat(
+            v=1,
+            edge=self._edge,
+            incarnation=self._incarnation,
+            state=state,  # type: ignore[arg-type]
+            at_ms=at_ms,
+            complete_to_ms=complete_to_ms,
+            acked=self._log.acked(),
+            counters=self._tally.by_hour(),
+        )
+
+    def _closing(self, segments: list[journal.LeftBehind], now: int) -> Beat:
+        meta = segments[0].meta
+        acked = [(segment.meta.source, self._log.slot, segment.last_offset) for segment in segments]
+        return Beat(
+            v=1, edge=meta.edge, incarnation=meta.incarnation, state="closed",
+            at_ms=now, complete_to_ms=now, acked=[entry for entry in acked if entry[2]],
+        )  # fmt: skip
+
+
+def _by_incarnation(segments: list[journal.LeftBehind]) -> list[list[journal.LeftBehind]]:
+    return [list(group) for _, group in groupby(segments, lambda segment: segment.meta.incarnation)]

@@ -1,0 +1,82 @@
+"""The journal as the edge's log: one slot's segments, written by one thread, rotated by size and age."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from filelock import FileLock
+
+from schemas import journal, limits
+from tracker.log.recorder import LogFailed
+
+
+class JournalLog:
+    """The log of one worker slot. `incarnation()` is asked before each write: a new one begins a new segment."""
+
+    def __init__(self, folder: Path, slot: int, edge: str, incarnation: Callable[[], str]) -> None:
+        self._folder = journal.slot_folder(folder, slot)
+        self.slot = slot
+        self._edge = edge
+        self._incarnation = incarnation
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._lock: FileLock | None = None
+        self._segment: journal.Segment | None = None
+        self._opened = 0.0
+        self._acked: list[tuple[str, int, int]] = []
+
+    def lock(self) -> int:
+        """Take the slot and say the latest time written in it (ms). Raises journal.SlotTaken."""
+        self._lock = journal.lock_slot(self._folder)
+        return journal.latest_ms(self._folder)
+
+    def left_behind(self) -> list[journal.LeftBehind]:
+        """Segments of writers of this slot that did not end in order."""
+        return journal.left_behind(self._folder)
+
+    async def write(self, body: bytes, latest_ms: int) -> None:
+        """Append one row, on the disk when this returns. Raises LogFailed."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._append, body, latest_ms)
+
+    def acked(self) -> list[tuple[str, int, int]]:
+        return self._acked
+
+    async def close(self) -> None:
+        """Seal the last segment and let the slot go."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._seal)
+        self._thread.shutdown()
+        if self._lock:
+            self._lock.release()
+
+    def _append(self, body: bytes, latest_ms: int) -> None:
+        try:
+            segment = self._current()
+            offset = segment.append(body, latest_ms)
+        except (journal.Unwritable, OSError) as error:
+            raise LogFailed(str(error)) from error
+        self._acked = [(segment.meta.source, self.slot, offset)]
+
+    def _current(self) -> journal.Segment:
+        now = time.monotonic()
+        segment = self._segment
+        if segment is None or self._is_over(segment, now):
+            self._segment = journal.Segment.create(self._folder, self._edge, self._incarnation())
+            self._opened = now
+            if segment:
+                segment.seal()
+        assert self._segment is not None
+        return self._segment
+
+    def _is_over(self, segment: journal.Segment, now: float) -> bool:
+        return (
+            segment.size_bytes >= limits.SEGMENT_BYTES_MAX
+            or now - self._opened >= limits.SEGMENT_AGE_MAX_S
+            or segment.meta.incarnation != self._incarnation()
+        )
+
+    def _seal(self) -> None:
+        if self._segment:
+            self._segment.seal()

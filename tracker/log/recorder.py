@@ -1,0 +1,171 @@
+"""Group commit: events wait together for one durable write, and each waiter learns what became of its event.
+
+Nothing in flight: a batch leaves at the linger. While one is in flight the next one fills. A waiter past the deadline
+is answered `late`; its batch stays in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from schemas import limits
+from schemas.outcomes import Outcome
+from tracker.tally import HOUR_MS, Tally
+
+log = structlog.get_logger()
+
+
+class LogFailed(Exception):
+    """The log could not take a batch; it is not durable."""
+
+
+class Log(Protocol):
+    """Where events become durable. The journal is one; a broker is another."""
+
+    async def write(self, body: bytes, latest_ms: int) -> None:
+        """Return when `body` (JSON lines) is durable. Raises LogFailed."""
+
+    def acked(self) -> list[tuple[str, int, int]]:
+        """[source, partition, offset] up to which everything written is durable."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    first_ms: int
+    opened: float
+    latest_ms: int = 0
+    size_bytes: int = 0
+    events: list[bytes] = field(default_factory=list)
+    waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
+    deadline: asyncio.TimerHandle | None = None
+
+    def takes(self, at_ms: int) -> bool:
+        """Whether another event of this time goes in; an hour's end closes a batch, because outcomes are kept by
+        the event's hour."""
+        same_hour = at_ms // HOUR_MS == self.first_ms // HOUR_MS
+        return same_hour and self.size_bytes < limits.BATCH_BYTES_MAX
+
+
+class Recorder:
+    """The one queue and the one pump of a process."""
+
+    def __init__(self, target: Log, tally: Tally) -> None:
+        self._log = target
+        self._tally = tally
+        self._filling: deque[_Batch] = deque()
+        self._in_flight: _Batch | None = None
+        self._wake = asyncio.Event()
+        self.queued_events = 0
+        self.batches = 0
+        self.write_seconds = 0.0
+
+    async def durable(self, event: bytes, at_ms: int, counted_as: str = "") -> Outcome:
+        """Record an event and wait, at most the deadline, until it is durable. `counted_as` prefixes the outcome's
+        counter. The event is queued before the first wait, so a caller that goes away loses nothing."""
+        waiter = self.put(event, at_ms, counted_as)
+        return await waiter if waiter else Outcome.LOST
+
+    def put(self, event: bytes, at_ms: int, counted_as: str = "") -> asyncio.Future[Outcome] | None:
+        """Queue an event; the future says what became of it. None, and counted lost, when the queue is full."""
+        if self.queued_events >= limits.QUEUE_EVENTS_MAX:
+            self._tally.count(counted_as + Outcome.LOST, at_ms)
+            return None
+        loop = asyncio.get_running_loop()
+        batch = self._open_batch(at_ms)
+        self._add(batch, event, at_ms)
+        waiter: asyncio.Future[Outcome] = loop.create_future()
+        batch.waiters.append((waiter, counted_as))
+        if batch.deadline is None:
+            batch.deadline = loop.call_later(limits.ACK_DEADLINE_S, self._settle, batch, Outcome.LATE)
+        return waiter
+
+    def put_unwaited(self, event: bytes, at_ms: int) -> None:
+        """Queue an event that nobody waits for, and that is no click or conversion."""
+        self._add(self._open_batch(at_ms), event, at_ms)
+
+    def oldest_ms(self) -> int | None:
+        """The time of the oldest event that is not yet durable."""
+        oldest = self._in_flight or (self._filling[0] if self._filling else None)
+        return oldest.first_ms if oldest else None
+
+    async def pump(self) -> None:
+        """Write batches until cancelled. Call once."""
+        while True:
+            await self._wake.wait()
+            await self._linger(self._filling[0])
+            self._in_flight = batch = self._filling.popleft()
+            if not self._filling:
+                self._wake.clear()
+            try:
+                outcome = await self._write(batch)
+            finally:
+                self._in_flight = None
+            self.queued_events -= len(batch.events)
+            self._settle(batch, outcome)
+
+    async def drained(self) -> None:
+        """Return when nothing is queued or in flight."""
+        while self._filling or self._in_flight:
+            await asyncio.sleep(limits.LINGER_S)
+
+    def _open_batch(self, at_ms: int) -> _Batch:
+        if not self._filling or not self._filling[-1].takes(at_ms):
+            self._filling.append(_Batch(first_ms=at_ms, opened=time.monotonic()))
+            self._wake.set()
+        return self._filling[-1]
+
+    def _add(self, batch: _Batch, event: bytes, at_ms: int) -> None:
+        batch.events.append(event)
+        batch.size_bytes += len(event) + 1
+        batch.latest_ms = at_ms
+        self.queued_events += 1
+
+    async def _linger(self, batch: _Batch) -> None:
+        rest = batch.opened + limits.LINGER_S - time.monotonic()
+        if rest > 0 and batch.takes(batch.first_ms):
+            await asyncio.sleep(rest)
+
+    async def _write(self, batch: _Batch) -> Outcome:
+        started = time.monotonic()
+        try:
+            await self._log.write(b"\n".join(batch.events), batch.latest_ms)
+        except LogFailed as error:
+            log.error("log_write_failed", events=len(batch.events), error=str(error))
+            return Outcome.LOST
+        finally:
+            self.batches += 1
+            self.write_seconds += time.monotonic() - started
+        return Outcome.RECORDED
+
+    def _settle(self, batch: _Batch, outcome: Outcome) -> None:
+        """Tell all who still wait. Each waiter is told, and counted, once."""
+        if batch.deadline is not None:
+            batch.deadline.cancel()
+            batch.deadline = None
+        waiters, batch.waiters = batch.waiters, []
+        for waiter, counted_as in waiters:
+            self._tally.count(counted_as + outcome, batch.first_ms)
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+
+@contextlib.asynccontextmanager
+async def recording(target: Log, tally: Tally) -> AsyncIterator[Recorder]:
+    """A recorder with its pump running; on leaving, what is queued is written first."""
+    recorder = Recorder(target, tally)
+    pump = asyncio.create_task(recorder.pump(), name="recorder")
+    try:
+        yield recorder
+        await asyncio.wait_for(recorder.drained(), limits.SHUTDOWN_S)
+    finally:
+        pump.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await pump

@@ -1,0 +1,87 @@
+"""What a request tells about its visitor, without keeping who it was: no raw ip leaves this file.
+
+Every function is a pure look-up, cached by its input: a surge repeats its networks and its User-Agents.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import blake2b
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from zoneinfo import ZoneInfo
+
+import iptocc
+import ua_parser
+from crawleruseragents import is_crawler
+
+from schemas.limits import USER_AGENT_MAX
+
+_QUARTER_MS = 900_000  # no zone's midnight falls inside a quarter hour
+_PREFIX = {4: 24, 6: 48}
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What a User-Agent says: `device` is one of mobile, tablet, desktop, robot, other."""
+
+    device: str
+    os: str
+    browser: str
+    robot: bool
+
+
+@lru_cache(maxsize=65_536)
+def read_agent(user_agent: str) -> Agent:
+    """Device, system and browser of a User-Agent; robots by the published list of crawlers."""
+    text = user_agent[:USER_AGENT_MAX]
+    if is_crawler(text):
+        return Agent("robot", "", "", robot=True)
+    found = ua_parser.parse(text)
+    os = found.os.family if found.os else ""
+    browser = found.user_agent.family if found.user_agent else ""
+    return Agent(_device(text, os), os, browser, robot=False)
+
+
+def _device(text: str, os: str) -> str:
+    if "iPad" in text or "Tablet" in text or (os == "Android" and "Mobile" not in text):
+        return "tablet"
+    if os in ("iOS", "Android") or "Mobile" in text:
+        return "mobile"
+    return "desktop" if os in ("Windows", "Mac OS X", "Linux", "Ubuntu", "Chrome OS", "Fedora", "FreeBSD") else "other"
+
+
+@lru_cache(maxsize=65_536)
+def network(ip: str) -> str:
+    """The ip without its host: /24 of IPv4, /48 of IPv6. Empty for what is no ip."""
+    address = _address(ip)
+    if address is None:
+        return ""
+    return str(ip_network((address, _PREFIX[address.version]), strict=False).network_address)
+
+
+@lru_cache(maxsize=65_536)
+def country(ip: str) -> str:
+    """ISO 3166 code of the network's country, empty where unknown. From a table shipped with a library."""
+    address = _address(ip)
+    return (iptocc.country_code(str(address)) or "") if address else ""
+
+
+def _address(ip: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(ip.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def visitor_hash(secret: bytes, at_ms: int, timezone: str, ip: str, user_agent: str) -> str:
+    """16 hex digits that are the same for one ip and User-Agent within one day of the programme."""
+    key = _day_key(secret, at_ms // _QUARTER_MS, timezone)
+    return blake2b(f"{ip}\n{user_agent}".encode(errors="replace"), key=key, digest_size=8).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _day_key(secret: bytes, quarter: int, timezone: str) -> bytes:
+    at = datetime.fromtimestamp(quarter * _QUARTER_MS / 1000, UTC)
+    day = at.astimezone(ZoneInfo(timezone)).date().isoformat()
+    return blake2b(day.encode(), key=secret, digest_size=32).digest()
