@@ -1,0 +1,136 @@
+"""Child processes that die with this one, and the orphans that one leaves behind when it could not."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from random import SystemRandom
+from typing import IO
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+# Linux hands out 32768-60999 to outgoing connections: a server that restarts there may find its port in use
+_FREE_PORTS = range(15_000, 32_000)
+# loaded before any fork: a child between fork and exec must not import
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def spawn(
+    command: Sequence[str | Path],
+    *,
+    death_signal: signal.Signals = signal.SIGTERM,
+    user: pwd.struct_passwd | None = None,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    fds: Sequence[int] = (),
+    output: IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child in a session of its own (Ctrl-C reaches only us) that gets `death_signal` when this process dies.
+
+    `fds` are inherited, `output` takes stdout and stderr. Call it from a thread that lives as long as the process:
+    Linux sends the signal at the end of the thread. Elsewhere than on Linux orphans are left to `end_all`.
+    """
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=cwd,
+        env=env,
+        pass_fds=fds,
+        start_new_session=True,
+        user=user and user.pw_uid,
+        group=user and user.pw_gid,
+        extra_groups=[] if user else None,
+        preexec_fn=_dies_with(os.getpid(), death_signal),  # noqa: PLW1509 - it only makes two system calls
+    )
+
+
+def _dies_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+    def ask_the_kernel() -> None:
+        # runs after the change of user, which would clear it
+        if _libc is not None:
+            _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return ask_the_kernel
+
+
+def stop(process: subprocess.Popen[bytes], ask: signal.Signals, wait_s: float) -> int:
+    """Ask a child to end, kill it when it has not ended after `wait_s`. Returns its exit code."""
+    if process.poll() is None:
+        process.send_signal(ask)
+    try:
+        return process.wait(wait_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def working_in(folder: Path, program: str) -> list[psutil.Process]:
+    """The processes of a program whose working directory is this folder: ours, whoever started them."""
+    return [process for process in psutil.process_iter() if _works_in(process, folder, program)]
+
+
+def _works_in(process: psutil.Process, folder: Path, program: str) -> bool:
+    try:
+        return process.name().startswith(program) and Path(process.cwd()) == folder.resolve()
+    except (psutil.Error, OSError):
+        return False
+
+
+def with_variable(variable: str, value: str) -> list[psutil.Process]:
+    """The other Clickdam processes that were started with this variable."""
+    return [process for process in psutil.process_iter() if _has_variable(process, variable, value)]
+
+
+def _has_variable(process: psutil.Process, variable: str, value: str) -> bool:
+    try:
+        # the variable alone would also find a shell that somebody started from one of ours
+        ours = process.pid != os.getpid() and "deploy.run.cli" in process.cmdline()
+        return ours and process.environ().get(variable) == value
+    except (psutil.Error, OSError):
+        return False
+
+
+def end_all(processes: Iterable[psutil.Process], ask: signal.Signals, wait_s: float) -> None:
+    """Ask processes that are not our children to end; kill what is left after `wait_s`."""
+    left = list(processes)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(ask)
+    _, left = psutil.wait_procs(left, timeout=wait_s)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now, outside the range of outgoing connections."""
+    while True:
+        port = SystemRandom().choice(_FREE_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((host, port))
+            return port
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, every_s: float = 0.02) -> bool:
+    """Whether it became true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every_s)
+    return True

@@ -1,0 +1,81 @@
+"""Real servers for the tests: one PostgreSQL and one Valkey for the session, a database of its own for each test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from deploy.run import servers
+from schemas import redis
+
+TEMPLATE = "clickdam_template"
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """Not under pytest's own folder, which root keeps to itself: Postgres runs as another user."""
+    folder = Path(tempfile.mkdtemp(prefix="clickdam-tests-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def valkey_url(server_folder: Path) -> Iterator[str]:
+    server = servers.start_valkey(server_folder / "valkey")
+    yield server.url
+    servers.stop_valkey(server)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(server_folder: Path) -> Iterator[str]:
+    """The superuser's URL of the database `postgres`."""
+    server = servers.start_postgres(server_folder / "postgres")
+    yield server.url
+    servers.stop_postgres(server)
+
+
+@pytest.fixture(scope="session")
+async def migrated_template(postgres_url: str) -> str:
+    await run(postgres_url, f"CREATE DATABASE {TEMPLATE}")
+    template_url = named(postgres_url, TEMPLATE)
+    for path in sorted(Path(str(files("schemas") / "sql")).glob("*.sql")):
+        await run(template_url, path.read_text())
+    return TEMPLATE
+
+
+@pytest.fixture
+async def database_url(postgres_url: str, migrated_template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database, dropped afterwards."""
+    name = f"test_{uuid4().hex}"
+    await run(postgres_url, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    yield named(postgres_url, name)
+    await run(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def redis_url(valkey_url: str) -> str:
+    """An empty Redis database."""
+    client = redis.publishing(valkey_url)
+    await redis.done(client.flushall())
+    await client.aclose()
+    return valkey_url
+
+
+def named(url: str, database: str) -> str:
+    return url.rpartition("/")[0] + f"/{database}"
+
+
+async def run(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
