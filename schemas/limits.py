@@ -4,6 +4,7 @@
 CODE_MAX = 64  # characters of a link code; longer ones cannot exist, so they are refused unread
 QUERY_BYTES_MAX = 8_192  # beyond this a query is an attack or a mistake; browsers and proxies cut near here too
 QUERY_PARAMS_MAX = 64  # ten sub ids, ad click ids and utm tags come to about 30
+LINE_BYTES_MAX = 32_768  # read of a request line, so that a too long query gets our answer and not the parser's
 HEADER_BYTES_MAX = 8_190  # one header line or field, aiohttp's own default said explicitly
 BODY_BYTES_MAX = 262_144  # 100 conversions with every field filled come to about 100 kB
 CONVERSIONS_PER_POST_MAX = 100  # one body is one durability wait
@@ -17,7 +18,7 @@ AMOUNT_MINOR_MAX = 10**15  # no order is worth ten trillion; above it the sender
 
 # Connections
 KEEPALIVE_S = 75.0  # longer than a balancer's idle time (60 s), else its reused connections are reset
-SLOW_HEAD_S = 15.0  # a request head or body that takes longer is a slow-loris
+SLOW_BODY_S = 15.0  # a request body that takes longer is a slow-loris; heads are cut by the keep-alive time
 BACKLOG = 4_096  # connections the kernel queues while a worker is busy; the default 128 drops a spike
 SHUTDOWN_S = 8.0  # for requests in flight at SIGTERM; the whole exit has 15 s
 EXIT_S = 15.0  # promise P5: SIGTERM to exit

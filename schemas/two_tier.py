@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
-RETRY_AFTER_FAILURE_S = 1.0  # while the second tier is away, ask it once a second, not once a request
+RETRY_AFTER_FAILURE_S = 1.0  # while the second tier is away, what is held is used and refreshed once a second
 
 
 class SecondTierAway(Exception):
@@ -39,12 +39,12 @@ class _Answer(Generic[V]):
 
 
 class TwoTier(Generic[V]):
-    """Values by key. `fetch(keys)` answers a mapping with the keys it found; `refresh_s` and `negative_s` are the
-    lives of a value and of an absence; at most `entries_max` values are held."""
+    """Values by key. `fetch(keys)` answers a mapping: None where there surely is no value, no entry where it cannot
+    tell. `refresh_s` and `negative_s` are the lives of a value and of an absence; at most `entries_max` are held."""
 
     def __init__(
         self,
-        fetch: Callable[[list[str]], Awaitable[dict[str, V]]],
+        fetch: Callable[[list[str]], Awaitable[dict[str, V | None]]],
         *,
         entries_max: int,
         refresh_s: float,
@@ -112,7 +112,7 @@ class TwoTier(Generic[V]):
         return entry is not None and entry.expires > self._clock()
 
     async def _ask(self, key: str) -> _Answer[V]:
-        if self._clock() < self._retry_at:
+        if self._clock() < self._retry_at and key in self._entries:
             return _Answer(done=True, failed=True)
         answer = self._under_way.get(key)
         if answer is None or answer.voided:
@@ -126,21 +126,19 @@ class TwoTier(Generic[V]):
         batch, self._wanted = self._wanted, {}
         generation, self._under_way = self._generation, batch
         try:
-            found = await self._fetch_unless_away(list(batch))
+            found = await self._fetch_or_fail(list(batch))
         except BaseException:
             self._wanted = batch | self._wanted  # cancelled: the next in line takes these keys over
             raise
         finally:
             self._under_way = {}
         for key, answer in batch.items():
-            answer.done, answer.failed = True, found is None
+            answer.done, answer.failed = True, found is None or key not in found
             answer.value = found.get(key) if found else None
-            if found is not None and not answer.voided:
+            if not (answer.failed or answer.voided):
                 self._hold(key, answer.value, generation)
 
-    async def _fetch_unless_away(self, keys: list[str]) -> dict[str, V] | None:
-        if self._clock() < self._retry_at:
-            return None
+    async def _fetch_or_fail(self, keys: list[str]) -> dict[str, V | None] | None:
         self.fetches += 1
         try:
             return await self._fetch(keys)

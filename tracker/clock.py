@@ -15,13 +15,18 @@ def wall_ms() -> int:
 
 
 class EdgeClock:
-    """Monotonic wall time of one incarnation. `persisted_ms` is the latest time an earlier process wrote: the clock
-    starts there, unless it lies so far ahead that the clock which made it was broken."""
+    """Monotonic wall time of one incarnation."""
 
-    def __init__(self, persisted_ms: int = 0, wall: Callable[[], int] = wall_ms) -> None:
+    def __init__(self, wall: Callable[[], int] = wall_ms) -> None:
         self._wall = wall
-        self._last_ms = persisted_ms if persisted_ms <= wall() + _AHEAD_MAX_MS else 0
+        self._last_ms = 0
         self.incarnation = _new_incarnation()
+
+    def continue_from(self, persisted_ms: int) -> None:
+        """Start no earlier than the latest time an earlier process wrote, unless that lies so far ahead that the
+        clock which made it was broken."""
+        if persisted_ms <= self._wall() + _AHEAD_MAX_MS:
+            self._last_ms = max(self._last_ms, persisted_ms)
 
     def now_ms(self) -> int:
         """The time now, never less than before; after a jump back of more than a minute a new incarnation begins."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 
 import structlog
@@ -31,7 +32,6 @@ class LinkCache:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._complete = False
         self.stream_healthy = False
         self.tier: TwoTier[Config] = TwoTier(
             self._fetch,
@@ -74,17 +74,15 @@ class LinkCache:
         if found is not None:
             return found
         try:
-            found = await self.tier.get(key)
+            return await self.tier.get(key)
         except SecondTierAway:
             raise NotReady(key) from None
-        if found is None and not self._complete:
-            raise NotReady(key)
-        return found
 
-    async def _fetch(self, keys: list[str]) -> dict[str, Config]:
+    async def _fetch(self, keys: list[str]) -> dict[str, Config | None]:
+        """What Redis has; what it has not is surely absent only while the marker says that its set is whole."""
         *values, marker = await done(self._redis.mget([*keys, redis_keys.COMPLETE]))
-        self._complete = marker is not None
-        return {key: links.decode(key, value) for key, value in zip(keys, values, strict=True) if value is not None}
+        found: dict[str, Config | None] = dict.fromkeys(keys) if marker else {}
+        return found | {key: links.decode(key, value) for key, value in zip(keys, values, strict=True) if value}
 
     async def follow(self, redis: Redis) -> None:
         """Follow the invalidation stream until cancelled."""
@@ -100,12 +98,14 @@ class LinkCache:
 
     async def _listen(self, stream: PubSub) -> None:
         last: int | None = None
-        while True:
-            message = await stream.get_message(timeout=limits.STREAM_SILENCE_S)
-            if message is None:
-                raise TimeoutError("silence")
-            sequence, _, key = message["data"].decode().partition(" ")
-            last = self._take(last, int(sequence), key)
+        heard = time.monotonic()
+        while time.monotonic() - heard < limits.STREAM_SILENCE_S:
+            message = await stream.get_message(timeout=limits.STREAM_BEAT_S)
+            if message is not None:
+                heard = time.monotonic()
+                sequence, _, key = message["data"].decode().partition(" ")
+                last = self._take(last, int(sequence), key)
+        raise TimeoutError("silence")
 
     def _take(self, last: int | None, sequence: int, key: str) -> int:
         """One message: a beat (no key) repeats the last sequence, a change is one more."""

@@ -140,6 +140,9 @@ class Recorder:
         except LogFailed as error:
             log.error("log_write_failed", events=len(batch.events), error=str(error))
             return Outcome.LOST
+        except Exception:
+            log.exception("log_write_crashed", events=len(batch.events))  # the pump goes on, whatever a log does
+            return Outcome.LOST
         finally:
             self.batches += 1
             self.write_seconds += time.monotonic() - started

@@ -1,0 +1,182 @@
+"""One edge worker: what it opens, in the order it depends on, closed in reverse; its routes; its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from schemas import limits
+from schemas.errors import Refused
+from schemas.settings import EdgeSettings
+from tracker.clock import EdgeClock
+from tracker.counters import counting_live
+from tracker.doors import conversions, health
+from tracker.doors.click import click
+from tracker.edge import Edge
+from tracker.links import caching_links
+from tracker.log.heartbeat import Heartbeat
+from tracker.log.journal_out import JournalLog
+from tracker.log.recorder import recording
+from tracker.metrics import prometheus
+from tracker.tally import Tally
+
+log = structlog.get_logger()
+Door = Callable[[web.Request, Edge], Awaitable[web.Response]]
+CONVERSION_DOORS = ("/postback", "/v1/conversions")
+
+
+@contextlib.asynccontextmanager
+async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
+    """Everything a worker needs. Registered in the log when this yields; closed in the log when it ends."""
+    async with contextlib.AsyncExitStack() as stack:
+        tally = Tally()
+        clock = EdgeClock()
+        journal = JournalLog(settings.journal_folder, slot, settings.edge_name, lambda: clock.incarnation)
+        clock.continue_from(journal.lock())
+        stack.push_async_callback(journal.close)
+        heartbeat = Heartbeat(f"{settings.edge_name}/{slot}", clock, tally, journal)
+        await heartbeat.register()
+        stack.push_async_callback(heartbeat.close)
+        links = await stack.enter_async_context(caching_links(settings.redis_url))
+        counters = await stack.enter_async_context(counting_live(settings.redis_url))
+        recorder = await stack.enter_async_context(recording(journal, tally))
+        await stack.enter_async_context(running(heartbeat.beat(recorder)))
+        yield Edge(settings.keys, settings.visitor_secret, clock, links, recorder, counters, tally)
+
+
+@contextlib.asynccontextmanager
+async def running(work: Awaitable[None]) -> AsyncIterator[None]:
+    """A background task for as long as this lasts."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def routes(edge: Edge) -> web.Application:
+    """The edge's doors as a flat table."""
+    app = web.Application(middlewares=[refusals(edge)], client_max_size=limits.BODY_BYTES_MAX)
+    for method, path, door in (
+        ("GET", "/c/{code}", click),
+        ("HEAD", "/c/{code}", click),
+        ("GET", "/postback", conversions.postback),
+        ("POST", "/postback", conversions.postback),
+        ("POST", "/v1/conversions", conversions.conversions),
+        ("GET", "/live", health.live),
+        ("GET", "/ready", health.ready),
+    ):
+        app.router.add_route(method, path, _handler(door, edge))
+    return app
+
+
+def _handler(door: Door, edge: Edge) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await door(request, edge)
+
+    return handle
+
+
+def refusals(edge: Edge) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Every refusal leaves in its door's shape: a receipt at the conversion doors, an error elsewhere."""
+
+    @web.middleware
+    async def middleware(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Refused as refusal:
+            return _refusal(request, edge, refusal)
+        except web.HTTPException as error:
+            return _refusal(request, edge, _known(error))
+
+    return middleware
+
+
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+
+
+def _known(error: web.HTTPException) -> Refused:
+    return Refused(_BY_STATUS.get(error.status, "bad_request"), error.reason)
+
+
+def _refusal(request: web.Request, edge: Edge, refusal: Refused) -> web.Response:
+    if request.path in CONVERSION_DOORS:
+        return conversions.answer(conversions.rejection(edge, refusal))
+    return web.json_response(refusal.body(), status=refusal.status, headers=refusal.headers)
+
+
+async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_path: Path) -> None:
+    """Run one worker on a listening socket until SIGTERM; return when all it answered is durable and closed.
+
+    Raises journal.SlotTaken when another process has the slot.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_edge(settings, slot) as edge:
+        async with admin(edge, admin_path), serving(edge, sock):
+            log.info("edge_ready_to_warm", slot=slot, pid=os.getpid(), incarnation=edge.clock.incarnation)
+            async with running(warm_up(edge)):
+                await stop.wait()
+            edge.draining = True
+        log.info("edge_drained", slot=slot)
+
+
+async def warm_up(edge: Edge) -> None:
+    """Ready once Redis has been reached and its set of links is whole; what dies later is ridden out."""
+    while not await edge.links.is_warm():
+        await asyncio.sleep(limits.FLUSH_EVERY_S)
+    edge.warm = True
+    log.info("edge_ready")
+
+
+@contextlib.asynccontextmanager
+async def serving(edge: Edge, sock: socket.socket) -> AsyncIterator[None]:
+    """HTTP on the public socket; on leaving, requests in flight are finished."""
+    runner = web.AppRunner(
+        routes(edge),
+        access_log=None,
+        handler_cancellation=False,
+        keepalive_timeout=limits.KEEPALIVE_S,
+        max_line_size=limits.LINE_BYTES_MAX,
+        max_field_size=limits.HEADER_BYTES_MAX,
+        shutdown_timeout=limits.SHUTDOWN_S,
+    )
+    await runner.setup()
+    await web.SockSite(runner, sock, backlog=limits.BACKLOG).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def admin(edge: Edge, path: Path) -> AsyncIterator[None]:
+    """Health and metrics of this worker on a unix socket, for its supervisor."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(body=prometheus(edge), content_type="text/plain")
+
+    app = web.Application()
+    app.router.add_get("/live", _handler(health.live, edge))
+    app.router.add_get("/ready", _handler(health.ready, edge))
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.UnixSite(runner, str(path)).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()

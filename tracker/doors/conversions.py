@@ -1,0 +1,143 @@
+"""The doors for conversions: every intake is answered with a receipt that says what happened to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from schemas import events, limits
+from schemas.click_id import uuid7_bytes
+from schemas.errors import STATUS, Refused
+from schemas.events import Conversion
+from schemas.outcomes import Outcome, Result
+from tracker import intake
+from tracker.doors.click import readable
+from tracker.edge import Edge
+from tracker.intake import Posted
+from tracker.links import NotReady
+
+COUNTED_AS = "conversion_"
+Receipt = dict[str, Any]
+
+
+async def postback(request: web.Request, edge: Edge) -> web.Response:
+    """`GET|POST /postback?click_id&order_id&amount&currency&token`, parameters in the query or a form."""
+    params = intake.read_form(await _form(request))
+    try:
+        receipt = await take(edge, params.get("token", ""), intake.posted_form(params))
+    except Refused as refusal:
+        receipt = rejection(edge, refusal)
+    return answer(receipt, compat=params.get("compat") == "200")
+
+
+async def conversions(request: web.Request, edge: Edge) -> web.Response:
+    """`POST /v1/conversions`, `Authorization: Bearer <advertiser token>`: one conversion as a JSON object, or up to
+    100 as `{"conversions": […]}`, answered with `{"receipts": […]}`."""
+    body = await _json(request)
+    token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    if not (isinstance(body, dict) and "conversions" in body):
+        return answer(await receive(edge, token, body))
+    items = body["conversions"]
+    if not isinstance(items, list) or not 1 <= len(items) <= limits.CONVERSIONS_PER_POST_MAX or len(body) > 1:
+        most = limits.CONVERSIONS_PER_POST_MAX
+        raise Refused("bad_parameters", f"conversions is a list of 1 to {most}, alone in its object", "conversions")
+    receipts = await asyncio.gather(*(receive(edge, token, item) for item in items))
+    return web.Response(
+        body=orjson.dumps({"receipts": receipts}),
+        status=_status_of_all([_status(receipt) for receipt in receipts]),
+        content_type="application/json",
+    )
+
+
+async def receive(edge: Edge, token: str, item: Any) -> Receipt:
+    """One JSON conversion and its receipt."""
+    try:
+        return await take(edge, token, intake.posted_json(item))
+    except Refused as refusal:
+        return rejection(edge, refusal)
+
+
+async def take(edge: Edge, token: str, posted: Posted) -> Receipt:
+    """Judge one conversion, make it durable and say so. Raises Refused."""
+    try:
+        advertiser = await edge.links.advertiser(intake.token_digest(token))
+        if advertiser is None or advertiser.status != "active":
+            raise Refused("wrong_token", "this token is not known", "token")
+        click = intake.read_click(edge.keys, posted.click_id)
+        offer = await edge.links.offer(click.offer_id)
+    except NotReady:
+        raise Refused("unavailable", "try again in a moment") from None
+    now_ms = edge.clock.now_ms()
+    intake_id = uuid7_bytes(now_ms, os.urandom(10))
+    event = intake.judge(posted, click, offer, advertiser.id, intake_id, now_ms)
+    return await record(edge, event, now_ms)
+
+
+async def record(edge: Edge, event: Conversion, now_ms: int) -> Receipt:
+    """Always written, also when the hint says duplicate: Postgres has the last word."""
+    outcome = await edge.recorder.durable(events.encode(event), now_ms, COUNTED_AS)
+    if outcome is not Outcome.RECORDED:
+        raise Refused("not_durable", "not stored in time: send it again")
+    result = Result.DUPLICATE if event.conversion_id in edge.durable_conversions else Result.ACCEPTED
+    edge.remember_durable(event.conversion_id)
+    return {"result": result, "reason": event.reason or None, "conversion_id": str(event.conversion_id)}
+
+
+def rejection(edge: Edge, refusal: Refused) -> Receipt:
+    edge.tally.count(f"{COUNTED_AS}refused_{refusal.code}", edge.clock.now_ms())
+    return {
+        "result": Result.REJECTED, "reason": refusal.code, "conversion_id": None,
+        "message": refusal.message, "field": refusal.field,
+    }  # fmt: skip
+
+
+def answer(receipt: Receipt, *, compat: bool = False) -> web.Response:
+    """A receipt with its status; `compat` is for senders that know only 200, and never hides a 503."""
+    status = _status(receipt)
+    headers = Refused(receipt["reason"]).headers if status >= 400 else {}
+    if compat and status != 503:
+        status = 200
+    return web.Response(body=orjson.dumps(receipt), status=status, headers=headers, content_type="application/json")
+
+
+def _status(receipt: Receipt) -> int:
+    return STATUS[receipt["reason"]] if receipt["result"] == Result.REJECTED else 200
+
+
+def _status_of_all(statuses: list[int]) -> int:
+    """503 if any is to be sent again (repeating the others is harmless), else the best."""
+    return 503 if 503 in statuses else min(statuses)
+
+
+async def _form(request: web.Request) -> str:
+    query = readable(request.raw_path.partition("?")[2])
+    if len(query) > limits.QUERY_BYTES_MAX:
+        raise Refused("too_long", "the query is too long")
+    if request.method != "POST" or not request.body_exists:
+        return query
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise Refused("unsupported_media_type", "a postback's body is a form (application/x-www-form-urlencoded)")
+    body = await _body(request)
+    try:
+        return "&".join(part for part in (query, body.decode("ascii")) if part)
+    except UnicodeDecodeError:
+        raise Refused("bad_parameters", "a form's body is ASCII, other characters percent-encoded") from None
+
+
+async def _json(request: web.Request) -> Any:
+    try:
+        return orjson.loads(await _body(request))
+    except orjson.JSONDecodeError as error:
+        raise Refused("bad_parameters", f"the body is not JSON: {error}") from None
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(limits.SLOW_BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise Refused("too_slow", "the body took too long") from None

@@ -1,0 +1,39 @@
+"""All that a request on the edge may use, in one object."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from schemas import limits
+from schemas.click_id import ClickKeys
+from tracker.clock import EdgeClock
+from tracker.counters import LiveCounters
+from tracker.links import LinkCache
+from tracker.log.recorder import Recorder
+from tracker.tally import Tally
+
+
+@dataclass(slots=True)
+class Edge:
+    """The parts of an open edge. `warm` and `draining` decide `/ready`."""
+
+    keys: ClickKeys
+    visitor_secret: bytes
+    clock: EdgeClock
+    links: LinkCache
+    recorder: Recorder
+    counters: LiveCounters
+    tally: Tally
+    warm: bool = False
+    draining: bool = False
+    durable_conversions: "OrderedDict[UUID, None]" = field(default_factory=OrderedDict)
+
+    @property
+    def ready(self) -> bool:
+        return self.warm and not self.draining
+
+    def remember_durable(self, conversion_id: UUID) -> None:
+        """Keep a bounded hint that this order is already in the log."""
+        self.durable_conversions[conversion_id] = None
+        if len(self.durable_conversions) > limits.DUPLICATE_HINTS_MAX:
+            self.durable_conversions.popitem(last=False)

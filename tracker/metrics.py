@@ -1,0 +1,41 @@
+"""An edge's metrics, read from its parts when they are scraped: nothing is counted twice on the request path."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tracker.edge import Edge
+
+
+class _EdgeCollector(Collector):
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def collect(self) -> Iterator[Metric]:
+        edge = self._edge
+        outcomes = CounterMetricFamily("clickdam_edge_outcomes", "Requests by their one outcome.", labels=["outcome"])
+        for outcome, n in edge.tally.totals.items():
+            outcomes.add_metric([outcome], n)
+        yield outcomes
+        yield CounterMetricFamily("clickdam_edge_batches", "Group commits written.", value=edge.recorder.batches)
+        yield CounterMetricFamily(
+            "clickdam_edge_write_seconds", "Time spent in group commits.", value=edge.recorder.write_seconds
+        )
+        yield GaugeMetricFamily("clickdam_edge_queued_events", "Not yet durable.", value=edge.recorder.queued_events)
+        yield CounterMetricFamily("clickdam_edge_live_counts_dropped", "Display counts.", value=edge.counters.dropped)
+        yield GaugeMetricFamily("clickdam_edge_cached_configs", "Held in L1.", value=len(edge.links.tier))
+        yield CounterMetricFamily("clickdam_edge_redis_fetches", "Reads of L2.", value=edge.links.tier.fetches)
+        yield CounterMetricFamily("clickdam_edge_stale_answers", "Redis away.", value=edge.links.tier.stale_answers)
+        yield GaugeMetricFamily(
+            "clickdam_edge_invalidation_stream_healthy", "0 while broken.", value=int(edge.links.stream_healthy)
+        )
+        yield GaugeMetricFamily("clickdam_edge_ready", "As /ready says.", value=int(edge.ready))
+
+
+def prometheus(edge: Edge) -> bytes:
+    """The metrics in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_EdgeCollector(edge))
+    return generate_latest(registry)
