@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from importlib.resources import files
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from aggregator.db.migrate import migrate
 from deploy.run import servers
 from schemas import redis
 
@@ -45,9 +45,7 @@ def postgres_url(server_folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 async def migrated_template(postgres_url: str) -> str:
     await run(postgres_url, f"CREATE DATABASE {TEMPLATE}")
-    template_url = named(postgres_url, TEMPLATE)
-    for path in sorted(Path(str(files("schemas") / "sql")).glob("*.sql")):
-        await run(template_url, path.read_text())
+    await migrate(named(postgres_url, TEMPLATE))
     return TEMPLATE
 
 

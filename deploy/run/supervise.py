@@ -1,0 +1,78 @@
+"""The edge's supervisor: it owns the sockets, keeps one worker per slot alive and shows all of them as one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import structlog
+from pydantic import SecretStr
+
+from deploy.run.admin import Worker, admin_site
+from deploy.run.children import Kept, spawn, stop_together
+from schemas import limits
+from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings
+
+log = structlog.get_logger()
+
+# -P: a folder named `deploy` or `schemas` where the operator stands must not be taken for ours
+CLICKDAM = (sys.executable, "-P", "-m", "deploy.run.cli")
+LOOK_EVERY_S = 0.05
+WORKERS_STOP_S = limits.EXIT_S - 2.0
+
+
+async def supervise(settings: EdgeSettings, sockets: list[socket.socket]) -> None:
+    """Run a worker on each socket until SIGTERM or SIGINT. Raises CannotStart."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    # the paths of unix sockets are short, so this folder is not under the operator's
+    with tempfile.TemporaryDirectory(prefix="clickdam-") as folder:
+        workers = [_worker(settings, slot, one, Path(folder)) for slot, one in enumerate(sockets)]
+        async with admin_site(settings.host, settings.admin_port, workers):
+            await _keep(workers, stopping)
+            await _stop(workers)
+
+
+def _worker(settings: EdgeSettings, slot: int, listening: socket.socket, folder: Path) -> Worker:
+    admin = folder / f"{slot}.sock"
+    command = [*CLICKDAM, "edge-worker", "--slot", str(slot), "--fd", str(listening.fileno()), "--admin", str(admin)]
+
+    def start() -> subprocess.Popen[bytes]:
+        admin.unlink(missing_ok=True)
+        return spawn(command, env=os.environ | as_environment(settings), fds=[listening.fileno()])
+
+    return Worker(slot, listening, admin, Kept(f"worker {slot}", start))
+
+
+def as_environment(settings: EdgeSettings | AggregatorSettings | ApiSettings) -> dict[str, str]:
+    """The same settings for a child process, flags included."""
+    values = {name: getattr(settings, name) for name in type(settings).model_fields}
+    return {PREFIX + name.upper(): _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+async def _keep(workers: list[Worker], stopping: asyncio.Event) -> None:
+    while not stopping.is_set():
+        for worker in workers:
+            worker.kept.keep()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), LOOK_EVERY_S)
+
+
+async def _stop(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.socket.close()  # else connections would queue here that no worker will take
+    running = [worker.kept.process for worker in workers if worker.kept.process is not None]
+    await asyncio.to_thread(stop_together, running, signal.SIGTERM, WORKERS_STOP_S)
+    log.info("edge_stopped", workers=len(running))
