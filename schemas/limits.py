@@ -54,6 +54,7 @@ NEGATIVE_ENTRIES_MAX = 10_000  # a storm of unknown codes stays bounded
 STREAM_SILENCE_S = 3.0  # three beats missed: the stream is broken
 STREAM_BEAT_S = 1.0  # the publisher's beat on the invalidation channel
 COMPLETE_TTL_S = 5  # life of the marker which says that the set of links in Redis is complete
+OUTBOX_POLL_S = 0.200  # how often the publisher looks for changes that the API could not publish itself
 REFILL_BATCH = 1_000  # values per pipeline when Redis is filled again
 
 # The aggregator
@@ -61,6 +62,7 @@ BATCH_EVENTS_MAX = 5_000  # per transaction; 0.1-0.3 s of work, so a takeover ne
 FENCE_WAIT_S = 1.0  # a healthy holder commits in less; a longer one is frozen and is ended
 TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
 CONNECT_S = 5.0  # to open a database connection
+CLOSE_S = 1.0  # to say goodbye to a database or Redis that may be frozen
 DATABASE_RETRY_MAX_S = 2.0  # the longest pause between attempts while Postgres is away
 PARTITIONS_AHEAD_DAYS = 3  # made before they are needed
 PARTITIONS_EVERY_S = 3_600.0  # they are made days ahead; an hour late harms nobody

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -17,6 +17,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Database: TypeAlias = "Connection | Pooled"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Row: TypeAlias = asyncpg.Record
 
 # The connection is lost, cannot be opened, or must be given up: what was under way has an unknown end.
 DatabaseAway = (
@@ -58,6 +59,17 @@ async def connect(database_url: str, *, command_timeout_s: float, application_na
 
 
 @asynccontextmanager
+async def connected(database_url: str, *, command_timeout_s: float, application_name: str) -> AsyncIterator[Connection]:
+    """`connect`, closed at the end without waiting long for a Postgres that is away."""
+    connection = await connect(database_url, command_timeout_s=command_timeout_s, application_name=application_name)
+    try:
+        yield connection
+    finally:
+        with suppress(*DatabaseAway):
+            await connection.close(timeout=limits.CLOSE_S)
+
+
+@asynccontextmanager
 async def pool(database_url: str, *, application_name: str = "clickdam-api") -> AsyncIterator[Pool]:
     """The API's connections, opened when first needed, so that it starts while Postgres is away."""
     connections = asyncpg.create_pool(
@@ -90,7 +102,7 @@ async def acquire(connections: Pool) -> AsyncIterator[Pooled]:
 
 async def _close(connections: Pool) -> None:
     try:
-        async with asyncio.timeout(limits.API_ACQUIRE_S):
+        async with asyncio.timeout(limits.CLOSE_S):
             await connections.close()
     except DatabaseAway:
         connections.terminate()

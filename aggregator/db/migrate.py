@@ -8,7 +8,7 @@ from importlib import resources
 
 import structlog
 
-from aggregator.db.connect import Connection, connect
+from aggregator.db.connect import Connection, connected
 from schemas import limits
 
 log = structlog.get_logger()
@@ -42,12 +42,10 @@ async def migrate(database_url: str) -> list[str]:
 
     Raises MigrationChanged, or one of `aggregator.db.connect.DatabaseAway`.
     """
-    connection = await connect(database_url, command_timeout_s=limits.MIGRATE_S, application_name="clickdam-migrate")
-    try:
-        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)  # released with the connection
-        return await apply(connection, migrations())
-    finally:
-        await connection.close()
+    name = "clickdam-migrate"
+    async with connected(database_url, command_timeout_s=limits.MIGRATE_S, application_name=name) as db:
+        await db.execute("SELECT pg_advisory_lock($1)", _LOCK)  # released with the connection
+        return await apply(db, migrations())
 
 
 def migrations() -> list[Migration]:

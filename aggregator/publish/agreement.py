@@ -1,0 +1,163 @@
+"""Whether this Redis holds what this Postgres says: who filled it, from which Postgres, and has either gone back.
+
+`links:state` in Redis: `run_id` (of the server that was filled), `system_identifier` and `timeline` (of the Postgres
+it was filled from), `epoch`, and `changes` (how far the outbox's counter had come). A field `filling:<token>` is there
+while a refill is under way, so that a Redis emptied meanwhile is noticed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from aggregator.db.connect import Database
+from schemas import limits, redis_keys
+from schemas.redis import Redis, done
+
+log = structlog.get_logger()
+
+_FACTS = """
+SELECT system_identifier::text AS system_identifier,
+       ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int AS timeline,
+       (SELECT last_value FROM outbox_id_seq) AS changes,
+       publishing.epoch, publishing.system_identifier AS known_system, publishing.timeline AS known_timeline
+FROM pg_control_system(), publishing
+"""
+_RAISE = """
+UPDATE publishing SET epoch = greatest(epoch, $1) + 1, system_identifier = $2, timeline = $3
+WHERE epoch = $4 RETURNING epoch
+"""
+
+_AGREES = """
+local function agrees(state_key, system_identifier, timeline, epoch)
+    local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+    local state = redis.call('HMGET', state_key, 'run_id', 'system_identifier', 'timeline', 'epoch')
+    return state[1] == run_id and state[2] == system_identifier and state[3] == timeline and state[4] == epoch
+end
+"""
+# One script, because a Redis could be emptied between a check and the marker that vouches for it.
+_VOUCH = f"""{_AGREES}
+local sequence = redis.call('GET', KEYS[2])
+if not sequence or tonumber(sequence) < tonumber(ARGV[5]) then return nil end
+if not agrees(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return nil end
+redis.call('HSET', KEYS[1], 'changes', ARGV[4])
+redis.call('SET', KEYS[3], '1', 'EX', ARGV[6])
+redis.call('PUBLISH', ARGV[7], sequence .. ' ')
+return sequence
+"""
+# The sequence jumps to the time in milliseconds: higher than any before it, even one that was lost with its Redis, so
+# that every edge sees a gap and asks again for all it holds.
+_FILLED = """
+if redis.call('HDEL', KEYS[1], 'filling:' .. ARGV[5]) == 0 then return nil end
+local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'run_id', run_id, 'system_identifier', ARGV[1], 'timeline', ARGV[2], 'epoch', ARGV[3],
+    'changes', ARGV[4])
+local sequence = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[6]))
+redis.call('SET', KEYS[2], string.format('%.0f', sequence))
+return 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The Postgres that configs come from. `changes` counts up with every entry of the outbox."""
+
+    system_identifier: str
+    timeline: int
+    epoch: int
+    changes: int
+
+    def is_that_of(self, other: Source | None) -> bool:
+        """The same Postgres in the same epoch, however far it has come."""
+        return other is not None and self.fields[:3] == other.fields[:3]
+
+    @property
+    def fields(self) -> list[str | int]:
+        return [self.system_identifier, self.timeline, self.epoch, self.changes]
+
+
+async def settle_source(db: Database, redis: Redis, epoch_found: int = 0) -> Source:
+    """What Postgres we have, its epoch raised if it is not the one, or is older than the one, that filled this Redis.
+
+    `epoch_found` is an epoch met in a value. Raises DatabaseAway or RedisError.
+    """
+    while True:
+        state = await _state(redis)  # before Postgres, whose counter may only be the later of the two
+        facts = await db.fetchrow(_FACTS)
+        assert facts is not None
+        source = Source(facts["system_identifier"], facts["timeline"], facts["epoch"], facts["changes"])
+        known = (facts["known_system"], facts["known_timeline"])
+        epoch = max(epoch_found, int(state.get("epoch", 0)))
+        if known == (source.system_identifier, source.timeline) and not _is_older(source, epoch, state):
+            return source
+        await _raise_epoch(db, source, epoch)
+
+
+async def vouch(redis: Redis, source: Source, sequence: int) -> int | None:
+    """Beat on the stream and renew the marker, if this Redis still is the one filled from `source` and its sequence
+    has not gone back. The sequence, or None. Raises RedisError."""
+    answer = await done(
+        redis.register_script(_VOUCH)(
+            keys=[redis_keys.STATE, redis_keys.SEQUENCE, redis_keys.COMPLETE],
+            args=[*source.fields, sequence, limits.COMPLETE_TTL_S, redis_keys.CHANGES],
+        )
+    )
+    return None if answer is None else int(answer)
+
+
+async def is_filled(redis: Redis, source: Source, sequence: int) -> bool:
+    """Whether this very server was filled from `source`, and its sequence is not below the one last seen. Raises
+    RedisError."""
+    state, server = await _state(redis), await done(redis.info("server"))
+    expected = (str(server["run_id"]), source.system_identifier, str(source.timeline), str(source.epoch))
+    found = tuple(state.get(name) for name in ("run_id", "system_identifier", "timeline", "epoch"))
+    now = await done(redis.get(redis_keys.SEQUENCE))
+    return found == expected and now is not None and int(now) >= sequence
+
+
+async def begin_filling(redis: Redis) -> str:
+    """Leave a token in this Redis, for `end_filling`. Raises RedisError."""
+    token = secrets.token_hex(8)
+    await done(redis.hset(redis_keys.STATE, f"filling:{token}", int(time.time())))
+    return token
+
+
+async def end_filling(redis: Redis, source: Source, token: str) -> bool:
+    """Say that this Redis holds all of `source`. False when it was emptied, or filled by another, meanwhile."""
+    answer = await done(
+        redis.register_script(_FILLED)(
+            keys=[redis_keys.STATE, redis_keys.SEQUENCE],
+            args=[*source.fields, token, int(time.time() * 1000)],
+        )
+    )
+    return answer is not None
+
+
+async def check_eviction(redis: Redis) -> bool:
+    """Whether Redis keeps what it is given; said loudly if not. Raises RedisError."""
+    memory = await done(redis.info("memory"))
+    policy = memory.get("maxmemory_policy")
+    if policy != "noeviction":
+        log.error("redis_may_evict_links", maxmemory_policy=policy, wanted="noeviction")
+    return bool(policy == "noeviction")
+
+
+def _is_older(source: Source, epoch: int, state: dict[str, str]) -> bool:
+    """Whether Redis has seen a later state of this Postgres: a restore or a snapshot has taken Postgres back."""
+    same = state.get("epoch") == str(source.epoch)
+    return epoch > source.epoch or (same and int(state.get("changes", 0)) > source.changes)
+
+
+async def _raise_epoch(db: Database, source: Source, epoch: int) -> None:
+    raised = await db.fetchval(_RAISE, epoch, source.system_identifier, source.timeline, source.epoch)
+    if raised is not None:  # else another publisher was first
+        log.warning("epoch_raised", epoch=raised, timeline=source.timeline)
+
+
+async def _state(redis: Redis) -> dict[str, str]:
+    found = await done(redis.hgetall(redis_keys.STATE))
+    return {name.decode(): value.decode() for name, value in found.items()}

@@ -1,0 +1,119 @@
+"""The publisher: keeps Redis saying what Postgres says, for as long as it runs. Several may run at once.
+
+Two loops share what was agreed. One works with Postgres: it drains the outbox and repairs Redis. The other only needs
+Redis: once a second it checks that Redis still is what was agreed on, beats on the invalidation stream and renews the
+marker. So links stay fresh and whole for the edge while Postgres is away, when nothing can change; and any doubt about
+Redis stops the beats until the first loop has looked at both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+
+from aggregator.db.connect import Connection, DatabaseAway, connected
+from aggregator.publish.agreement import Source, check_eviction, is_filled, settle_source, vouch
+from aggregator.publish.outbox import drain
+from aggregator.publish.refill import refill
+from aggregator.publish.write import EpochBehind
+from schemas import limits
+from schemas.redis import Redis, RedisError, publishing
+
+log = structlog.get_logger()
+
+_NAME = "clickdam-publisher"
+# a frozen publisher must not keep rows of the outbox from the others
+_GIVE_UP_ROWS = f"SET idle_in_transaction_session_timeout = '{2 * limits.PUBLISH_TIMEOUT_S:.0f}s'"
+
+
+@dataclass(slots=True)
+class Agreed:
+    """What Redis was filled from and the last sequence seen there; `source` is None while there is doubt."""
+
+    source: Source | None = None
+    sequence: int = 0
+
+
+async def run(database_url: str, redis_url: str) -> None:
+    """Publish until cancelled. Postgres or Redis being away is waited for."""
+    agreed = Agreed()
+    async with publishing(redis_url) as redis, asyncio.TaskGroup() as tasks:
+        tasks.create_task(_beat_forever(redis, agreed), name="publisher-beat")
+        tasks.create_task(_publish_forever(database_url, redis, agreed), name="publisher")
+
+
+async def _beat_forever(redis: Redis, agreed: Agreed) -> None:
+    while True:
+        await _beat(redis, agreed)
+        await asyncio.sleep(limits.STREAM_BEAT_S)
+
+
+async def _beat(redis: Redis, agreed: Agreed) -> None:
+    if agreed.source is None:
+        return
+    try:
+        sequence = await vouch(redis, agreed.source, agreed.sequence)
+    except RedisError as error:
+        log.warning("redis_away", error=type(error).__name__)
+        sequence = None
+    if sequence is None:
+        agreed.source = None
+    else:
+        agreed.sequence = sequence
+
+
+async def _publish_forever(database_url: str, redis: Redis, agreed: Agreed) -> None:
+    pause_s = limits.OUTBOX_POLL_S
+    while True:
+        try:
+            async with connected(database_url, command_timeout_s=limits.STATEMENT_S, application_name=_NAME) as db:
+                await db.execute(_GIVE_UP_ROWS)
+                await check_eviction(redis)
+                while True:
+                    await _publish(db, redis, agreed)
+                    pause_s = limits.OUTBOX_POLL_S
+        except (*DatabaseAway, *RedisError) as error:
+            log.warning("publisher_waits", error=type(error).__name__)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, limits.DATABASE_RETRY_MAX_S)
+
+
+async def _publish(db: Connection, redis: Redis, agreed: Agreed) -> None:
+    """About a second of work: look at both sides, then write changes as they come."""
+    try:
+        if not await _agree(db, redis, agreed):
+            await asyncio.sleep(limits.OUTBOX_POLL_S)
+            return
+        polls = round(limits.STREAM_BEAT_S / limits.OUTBOX_POLL_S)
+        for _ in range(polls):
+            await _drain_all(db, redis)
+            await asyncio.sleep(limits.OUTBOX_POLL_S)
+    except EpochBehind as behind:
+        await settle_source(db, redis, behind.epoch)
+
+
+async def _agree(db: Connection, redis: Redis, agreed: Agreed) -> bool:
+    """Make Redis what Postgres says if there is any doubt that it is. False when it has to be tried again."""
+    source = await settle_source(db, redis)
+    if source.is_that_of(agreed.source):
+        agreed.source = source
+        return True
+    agreed.source = None
+    newest = await db.fetchval("SELECT coalesce(max(id), 0) FROM outbox")
+    if not await is_filled(redis, source, agreed.sequence):
+        if not await refill(db, redis, source):
+            return False
+        agreed.sequence = 0
+    await _drain_all(db, redis)
+    if await db.fetchval("SELECT EXISTS (SELECT FROM outbox WHERE id <= $1)", newest):
+        return False  # another publisher has them under way: the marker must not vouch for it
+    agreed.source = source
+    await _beat(redis, agreed)
+    return True
+
+
+async def _drain_all(db: Connection, redis: Redis) -> None:
+    while await drain(db, redis):
+        pass

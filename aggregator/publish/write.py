@@ -1,0 +1,73 @@
+"""The one way a link config gets into Redis: in order of its version, and announced on the invalidation stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from schemas import links, redis_keys
+from schemas.redis import Redis, done
+
+# An older version never replaces a newer one; a value that is there already is not announced again. Numbers are
+# printed by hand because Lua would write a large sequence as 1e+15.
+_WRITE = """
+local written, epoch_found = 0, 0
+
+local function version(value)
+    local ok, config = pcall(cjson.decode, value)
+    if not ok or type(config) ~= 'table' or type(config.v) ~= 'table' then return 0, 0 end
+    return tonumber(config.v[1]) or 0, tonumber(config.v[2]) or 0
+end
+
+for i = 2, #KEYS do
+    local value = ARGV[i + 1]
+    local stored = redis.call('GET', KEYS[i])
+    local newer = true
+    if stored then
+        local epoch, counter = version(value)
+        local stored_epoch, stored_counter = version(stored)
+        if stored_epoch > epoch and stored_epoch > epoch_found then epoch_found = stored_epoch end
+        newer = stored ~= value and (epoch > stored_epoch or (epoch == stored_epoch and counter >= stored_counter))
+    end
+    if newer then
+        redis.call('SET', KEYS[i], value)
+        written = written + 1
+        if ARGV[2] == 'announce' then
+            local sequence = redis.call('INCR', KEYS[1])
+            redis.call('PUBLISH', ARGV[1], string.format('%.0f', sequence) .. ' ' .. KEYS[i])
+        end
+    end
+end
+return {written, epoch_found}
+"""
+
+
+class EpochBehind(Exception):
+    """Redis was filled by a later epoch than ours: this Postgres is a restored one and has to raise its epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+
+async def write(redis: Redis, configs: Mapping[str, links.Config], *, announce: bool = True) -> int:
+    """Write configs by key and answer how many were new to Redis. Raises EpochBehind, or one of `RedisError`.
+
+    `announce=False` is for a refill, after which a jump of the sequence voids what edges hold.
+    """
+    if not configs:
+        return 0
+    written, epoch_found = await done(
+        redis.register_script(_WRITE)(
+            keys=[redis_keys.SEQUENCE, *configs],
+            args=[
+                redis_keys.CHANGES,
+                "announce" if announce else "quietly",
+                *(msgspec.json.encode(config) for config in configs.values()),
+            ],
+        )
+    )
+    if epoch_found:
+        raise EpochBehind(epoch_found)
+    return int(written)
