@@ -59,7 +59,12 @@ REFILL_BATCH = 1_000  # values per pipeline when Redis is filled again
 
 # The aggregator
 BATCH_EVENTS_MAX = 5_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long
-FENCE_WAIT_S = 1.0  # a healthy holder commits in less; a longer one is frozen and is ended
+READ_BYTES_MAX = 2 * 1024 * 1024  # one read of the journal; about BATCH_EVENTS_MAX events
+FENCE_WAIT_S = 1.0  # a healthy holder commits in less; one that waits for its client is frozen and is ended
+FENCE_GIVE_UP_S = 5  # whole seconds; the frozen holder could not be ended: drop the batch, begin again
+REREAD_POSITIONS_S = 5.0  # a quiet consumer asks again where it is: Postgres may have been restored meanwhile
+TASK_RESTART_MAX_S = 5.0  # the longest pause before a crashed task begins again
+PRUNE_EVERY_S = 60.0  # segments are removed this much later than they might be
 TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
 CONNECT_S = 5.0  # to open a database connection
 CLOSE_S = 1.0  # to say goodbye to a database or Redis that may be frozen
