@@ -107,7 +107,7 @@ class Kept:
     start: Callable[[], subprocess.Popen[bytes]]
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
-    young_deaths: int = 0
+    _young_deaths: int = 0
     _started: float = 0.0
     _retry_at: float = 0.0
 
@@ -115,18 +115,22 @@ class Kept:
     def pid(self) -> int | None:
         return self.process.pid if self.process and self.process.poll() is None else None
 
+    def begin(self) -> None:
+        """Start it. Raises CannotStart."""
+        self._started = time.monotonic()
+        self.starts += 1
+        self.process = self.start()
+
     def keep(self) -> None:
         """Start it if it does not run; to be called all the time."""
         if self.process is not None and self.process.poll() is not None:
             self._bury(self.process)
         if self.process is None and time.monotonic() >= self._retry_at:
-            self._start()
+            self._begin_again()
 
-    def _start(self) -> None:
-        self._started = time.monotonic()
-        self.starts += 1
+    def _begin_again(self) -> None:
         try:
-            self.process = self.start()
+            self.begin()
         except CannotStart as error:
             log.error("start_failed", name=self.name, reason=str(error))
             self._back_off()
@@ -138,8 +142,8 @@ class Kept:
 
     def _back_off(self) -> None:
         old = time.monotonic() - self._started >= YOUNG_S
-        self.young_deaths = 0 if old else self.young_deaths + 1
-        wait_s = 0.0 if old else min(RESTART_LAST_S, RESTART_FIRST_S * 2 ** (self.young_deaths - 1))
+        self._young_deaths = 0 if old else self._young_deaths + 1
+        wait_s = 0.0 if old else min(RESTART_LAST_S, RESTART_FIRST_S * 2 ** (self._young_deaths - 1))
         self._retry_at = time.monotonic() + wait_s
 
 

@@ -1,1 +1,185 @@
-def main() -> None: ...
+"""The one console script: every process of Clickdam starts here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from deploy.run.children import CannotStart
+from deploy.run.listening import inherited, listen
+from deploy.run.logs import log_json_lines
+from schemas.settings import AggregatorSettings, ApiSettings, BadSettings, DatabaseSettings, EdgeSettings, load
+
+app = typer.Typer(
+    help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)]
+Folder = Annotated[Path, typer.Option("--data", help="The data folder of `clickdam up`.")]
+DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
+LogUrl = Annotated[str | None, typer.Option(help="journal:///folder")]
+RedisUrl = Annotated[str | None, typer.Option(help="redis://host:port/0")]
+AdminPort = Annotated[int | None, typer.Option(help="Health and metrics; 0 is a free port.")]
+Fds = Annotated[list[int] | None, typer.Option("--fd", hidden=True, help="Listening sockets from a parent.")]
+
+
+def main() -> None:
+    """Run a command; what the operator has to put right is said in plain lines, without a traceback."""
+    try:
+        app()
+    except BadSettings as refused:
+        _say(str(refused))
+        sys.exit(2)
+    except CannotStart as reason:
+        _say(str(reason))
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    for line in text.splitlines():
+        print(f"clickdam: {line}", file=sys.stderr)
+
+
+def _serve(process: str, serving: Coroutine[Any, Any, None]) -> None:
+    log_json_lines(process)
+    uvloop.run(serving)
+
+
+@app.command()
+def up(
+    data: Folder = Path("clickdam-data"),
+    host: Annotated[str, typer.Option(envvar="CLICKDAM_HOST", help="Address to listen on.")] = "127.0.0.1",
+    edge_port: Annotated[
+        int, typer.Option(envvar="CLICKDAM_EDGE_PORT", help="Tracking links and postbacks; 0 is a free port.")
+    ] = 8080,
+    api_port: Annotated[int, typer.Option(envvar="CLICKDAM_API_PORT", help="The HTTP API; 0 is a free port.")] = 8081,
+    shop_port: Annotated[int, typer.Option(help="The demo shop; 0 is a free port.")] = 8082,
+    workers: Annotated[int, typer.Option(envvar="CLICKDAM_WORKERS", min=1, max=64, help="Edge workers.")] = 1,
+    demo: Annotated[bool, typer.Option(help="Seed a demo programme in a new data folder.")] = True,
+) -> None:
+    """Run everything on this machine, its own PostgreSQL and Valkey included. Ctrl-C stops it."""
+    from deploy.run.machine import Wanted  # noqa: PLC0415
+    from deploy.run.up import run  # noqa: PLC0415
+
+    run(Wanted(data, host, edge_port, api_port, shop_port, workers, demo))
+
+
+@app.command()
+def edge(
+    host: Host = None,
+    edge_port: Annotated[int | None, typer.Option(help="Tracking links and postbacks; 0 is a free port.")] = None,
+    admin_port: AdminPort = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that share the port.")] = None,
+    log_url: LogUrl = None,
+    redis_url: RedisUrl = None,
+    fd: Fds = None,
+) -> None:
+    """Answer tracking links and conversions."""
+    from deploy.run.supervise import supervise  # noqa: PLC0415
+
+    flags = {"host": host, "edge_port": edge_port, "admin_port": admin_port, "workers": workers}
+    settings = load(EdgeSettings, **flags, log_url=log_url, redis_url=redis_url)
+    sockets = list(map(inherited, fd or ())) or listen(settings.host, settings.edge_port, settings.workers)
+    _serve("edge", supervise(settings, sockets))
+
+
+@app.command(hidden=True)
+def edge_worker(
+    slot: Annotated[int, typer.Option()], fd: Annotated[int, typer.Option()], admin: Annotated[Path, typer.Option()]
+) -> None:
+    """One process of the edge, started by its supervisor."""
+    from tracker.app import serve  # noqa: PLC0415
+
+    settings = load(EdgeSettings)
+    _serve(f"edge-worker-{slot}", serve(settings, slot, inherited(fd), admin))
+
+
+@app.command()
+def aggregator(
+    database_url: DatabaseUrl = None,
+    log_url: LogUrl = None,
+    redis_url: RedisUrl = None,
+    host: Host = None,
+    admin_port: AdminPort = None,
+) -> None:
+    """Write the log to PostgreSQL, publish link configs, keep the partitions."""
+    from aggregator.app import serve  # noqa: PLC0415
+
+    urls = {"database_url": database_url, "log_url": log_url, "redis_url": redis_url}
+    _serve("aggregator", serve(load(AggregatorSettings, **urls, host=host, admin_port=admin_port)))
+
+
+@app.command()
+def api(
+    database_url: DatabaseUrl = None,
+    redis_url: RedisUrl = None,
+    public_url: Annotated[str | None, typer.Option(help="The edge as visitors see it: https://go.example.com")] = None,
+    host: Host = None,
+    api_port: Annotated[int | None, typer.Option(help="0 is a free port.")] = None,
+    fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Serve the HTTP API."""
+    from aggregator.api.app import serve  # noqa: PLC0415
+
+    urls = {"database_url": database_url, "redis_url": redis_url, "public_url": public_url}
+    settings = load(ApiSettings, **urls, host=host, api_port=api_port)
+    listening = listen(settings.host, settings.api_port)[0] if fd is None else inherited(fd)
+    _serve("api", serve(settings, listening))
+
+
+@app.command()
+def migrate(database_url: DatabaseUrl = None) -> None:
+    """Bring the database to the shape this version expects."""
+    from aggregator.db import migrate as migrating  # noqa: PLC0415
+
+    applied = uvloop.run(migrating.migrate(load(DatabaseSettings, database_url=database_url).database_url))
+    print("\n".join(applied) or "nothing to do")
+
+
+@keys.command("create")
+def keys_create(
+    role: Annotated[str, typer.Option(help="admin, partner or advertiser")],
+    partner_id: Annotated[int | None, typer.Option(help="Whose key, for the role partner.")] = None,
+    advertiser_id: Annotated[int | None, typer.Option(help="Whose key, for the role advertiser.")] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make an API key and print it; it is shown only this once."""
+    from deploy.run.keys import create  # noqa: PLC0415
+
+    settings = load(DatabaseSettings, database_url=database_url)
+    print(uvloop.run(create(settings.database_url, role, partner_id, advertiser_id)))
+
+
+@app.command()
+def demo(
+    data: Folder = Path("clickdam-data"),
+    kill: Annotated[bool, typer.Option("--kill", help="Kill the aggregator in the middle.")] = False,
+    clicks: Annotated[int, typer.Option(min=2, max=100_000, help="How many clicks to send.")] = 1_000,
+) -> None:
+    """Send clicks to a running `clickdam up` and compare what was answered with what was recorded."""
+    from deploy.run.demo import run  # noqa: PLC0415
+
+    raise typer.Exit(0 if uvloop.run(run(data, clicks, kill=kill)) else 1)
+
+
+@app.command(hidden=True)
+def demo_shop(fd: Annotated[int, typer.Option()], edge_url: Annotated[str, typer.Option()]) -> None:
+    """The demo programme's advertiser; its token comes from CLICKDAM_DEMO_TOKEN."""
+    from deploy.run.demo_shop import serve  # noqa: PLC0415
+
+    _serve("shop", serve(inherited(fd), edge_url, os.environ["CLICKDAM_DEMO_TOKEN"]))
+
+
+if __name__ == "__main__":
+    main()

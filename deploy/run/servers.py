@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 from deploy.run import children
 from deploy.run.children import CannotStart
+from deploy.run.folder import appending, last_line, write_private
 
 START_S = 60.0  # recovery after a crash replays up to `max_wal_size`
 POSTGRES_STOP_S = 8.0  # a fast shutdown is one checkpoint; killed later than this, recovery does the same at start
 VALKEY_STOP_S = 4.0  # it syncs its append-only file and is gone
-LOG_BYTES_MAX = 10_000_000  # a server's log starts again beyond this
 FALLBACK = Path("/var/lib/clickdam")  # where Postgres' user can reach when it cannot reach our folders
 _POSTGRES_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -75,8 +74,8 @@ def start_valkey(folder: Path, port: int = 0) -> Server:
     port = port or children.free_port()
     password = _secret(folder / "password")
     config = folder / "valkey.conf"
-    _write_private(config, _VALKEY_SETTINGS.format(port=port, password=password, folder=_quoted(folder.resolve())))
-    with _log(folder) as log:
+    write_private(config, _VALKEY_SETTINGS.format(port=port, password=password, folder=_quoted(folder.resolve())))
+    with appending(folder / "log") as log:
         process = children.spawn([program, config.resolve()], cwd=folder, output=log)
     server = Server("valkey", f"redis://:{password}@127.0.0.1:{port}/0", port, folder, process)
     _wait_for(server, lambda: _valkey_answers(port, password))
@@ -111,7 +110,7 @@ def start_postgres(folder: Path, port: int = 0) -> Server:
     _forget_dead_postmaster(data)
     port = port or children.free_port()
     settings = [f"-c{name}={value}" for name, value in (_POSTGRES_SETTINGS | {"port": str(port)}).items()]
-    with _log(place) as log:
+    with appending(place / "log") as log:
         command = [str(programs / "postgres"), "-D", str(data), *settings]
         process = children.spawn(command, death_signal=signal.SIGINT, user=user, cwd=data, output=log)
     server = Server("postgres", f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres", port, place, process)
@@ -152,7 +151,7 @@ def _platform() -> str:
 def _wait_for(server: Server, ready: Callable[[], bool]) -> None:
     if not children.wait_until(lambda: ready() or server.process.poll() is not None, START_S) or not ready():
         children.stop(server.process, signal.SIGKILL, 1.0)
-        raise CannotStart(f"{server.name} did not start: {_last_line(server.folder / 'log')}")
+        raise CannotStart(f"{server.name} did not start: {last_line(server.folder / 'log')}")
 
 
 def _valkey_answers(port: int, password: str) -> bool:
@@ -261,27 +260,19 @@ def _init_postgres(programs: Path, place: Path, user: pwd.struct_passwd | None) 
     how = "--encoding=UTF8 --locale-provider=builtin --builtin-locale=C.UTF-8 --locale=C --username=postgres".split()
     paths = ["--pgdata", str(half), "--pwfile", str(place / "password")]
     command = [str(programs / "initdb"), "--auth=scram-sha-256", *paths, *how]
-    with _log(place) as log:
+    with appending(place / "log") as log:
         process = children.spawn(command, death_signal=signal.SIGKILL, user=user, cwd=place, output=log)
         if process.wait(START_S) != 0:
-            raise CannotStart(f"initdb failed: {_last_line(place / 'log')}")
+            raise CannotStart(f"initdb failed: {last_line(place / 'log')}")
     half.rename(place / "data")
 
 
 def _secret(path: Path, owner: pwd.struct_passwd | None = None) -> str:
     """The secret in a file of mode 0600, generated the first time."""
     if not path.exists():
-        _write_private(path, secrets.token_hex(16))
+        write_private(path, secrets.token_hex(16))
         _own(path, owner)
     return path.read_text().strip()
-
-
-def _write_private(path: Path, text: str) -> None:
-    half = path.with_name(f"{path.name}.half")
-    half.unlink(missing_ok=True)
-    with open(os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    half.rename(path)
 
 
 def _own(path: Path, owner: pwd.struct_passwd | None) -> None:
@@ -291,15 +282,3 @@ def _own(path: Path, owner: pwd.struct_passwd | None) -> None:
 
 def _quoted(path: Path) -> str:
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _log(folder: Path) -> IO[bytes]:
-    path = folder / "log"
-    long = path.exists() and path.stat().st_size > LOG_BYTES_MAX
-    return open(path, "wb" if long else "ab")
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    fatal = [line for line in lines[-20:] if "FATAL" in line or "rror" in line]
-    return (fatal or lines or ["its log is empty"])[-1].strip()

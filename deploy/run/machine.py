@@ -1,0 +1,118 @@
+"""What `clickdam up` runs, how to reach it, and what it tells others about it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from deploy.run.children import Kept, free_port
+from deploy.run.folder import Remembered
+from deploy.run.listening import port_of
+from schemas.settings import PREFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The options of the command."""
+
+    data: Path
+    host: str
+    edge_port: int
+    api_port: int
+    shop_port: int
+    workers: int
+    demo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """The listening sockets, all open before anything starts."""
+
+    edge: list[socket.socket]
+    api: socket.socket
+    shop: socket.socket | None
+
+    def __iter__(self) -> Iterator[socket.socket]:
+        yield from self.edge
+        yield self.api
+        if self.shop is not None:
+            yield self.shop
+
+
+@dataclass(slots=True)
+class Machine:
+    """All that runs, and how to reach it."""
+
+    data: Path
+    wanted: Wanted
+    doors: Doors
+    memory: Remembered
+    redis_url: str = ""
+    database_url: str = ""
+    admin_ports: dict[str, int] = field(default_factory=lambda: {"edge": free_port(), "aggregator": free_port()})
+    kept: dict[str, Kept] = field(default_factory=dict)
+
+    @property
+    def edge_url(self) -> str:
+        return f"http://{reachable(self.wanted.host)}:{port_of(self.doors.edge[0])}"
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{reachable(self.wanted.host)}:{port_of(self.doors.api)}"
+
+    @property
+    def log_url(self) -> str:
+        return chosen("LOG_URL", f"journal://{self.data / 'journal'}")
+
+    @property
+    def link_url(self) -> str:
+        return f"{self.edge_url}/c/{self.memory.demo.code}" if self.memory.demo else ""
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What `clickdam.json` says."""
+    demo = machine.memory.demo
+    return {
+        "edge_url": machine.edge_url,
+        "api_url": machine.api_url,
+        "redis_url": machine.redis_url,
+        "database_url": machine.database_url,
+        "admin_key": machine.memory.admin_key,
+        "processes": pids(machine.kept),
+        "metrics_urls": {name: f"http://127.0.0.1:{port}/metrics" for name, port in machine.admin_ports.items()},
+        "demo": {"link_url": machine.link_url, **msgspec.structs.asdict(demo)} if demo else None,
+    }
+
+
+def pids(kept: Mapping[str, Kept]) -> dict[str, list[int]]:
+    """Name of a process -> pids; empty while it is down."""
+    names = ("edge", "aggregator", "api", "valkey", "postgres", "demo-shop")
+    found = {name: [kept[name].pid] if name in kept else [] for name in names}
+    edge = kept["edge"].pid if "edge" in kept else None
+    plain = {name: [pid for pid in of if pid is not None] for name, of in found.items()}
+    return {**plain, "worker": _workers(edge), "kafka": []}
+
+
+def _workers(edge: int | None) -> list[int]:
+    try:
+        return [one.pid for one in psutil.Process(edge).children() if "edge-worker" in one.cmdline()] if edge else []
+    except psutil.Error:
+        return []
+
+
+def chosen(name: str, own: str) -> str:
+    """The operator's variable CLICKDAM_<name>, else our own value."""
+    return os.environ.get(PREFIX + name) or own
+
+
+def reachable(host: str) -> str:
+    """The host part of a URL on this machine for an address that is listened on."""
+    named = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{named}]" if ":" in named else named

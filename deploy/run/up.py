@@ -1,0 +1,238 @@
+"""`clickdam up`: everything on one machine, started in the order it depends on and stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from aggregator.db.connect import DatabaseAway
+from aggregator.db.migrate import migrate
+from deploy.run import children, folder, servers
+from deploy.run.backlog import rows_behind
+from deploy.run.children import CannotStart, Kept, end_all, spawn, stop_together, wait_until
+from deploy.run.folder import Demo, Remembered
+from deploy.run.http import answers
+from deploy.run.keys import create
+from deploy.run.listening import listen, port_of
+from deploy.run.logs import log_json_lines
+from deploy.run.machine import Doors, Machine, Wanted, chosen, describe, reachable
+from deploy.run.programme import seed
+from deploy.run.screen import show
+from deploy.run.supervise import CLICKDAM, as_environment
+from schemas.journal import Unreadable
+from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings, journal_folder, load
+
+log = structlog.get_logger()
+
+OWNER = PREFIX + "UP_FOLDER"  # marks our processes, so that the next start knows the orphans of this folder
+LOOK_EVERY_S = 0.1
+DESCRIBE_EVERY_S = 0.4
+READY_S = 60.0
+# the whole stop stays under 15 s even when each of them has to be killed
+EDGE_STOP_S = 4.5
+DRAIN_S = 3.0
+REST_STOP_S = 2.5
+POSTGRES_STOP_S = 2.5
+VALKEY_STOP_S = 1.5
+
+
+def run(wanted: Wanted) -> None:
+    """Start everything, keep it running until SIGTERM or Ctrl-C, stop it. Raises CannotStart or BadSettings."""
+    log_json_lines("up")
+    stopping = _stop_signals()
+    with folder.locked(wanted.data) as data:
+        end_all(children.with_variable(OWNER, str(data)), signal.SIGTERM, 2.0)
+        memory = folder.remembered(data, wants_demo=wanted.demo)
+        machine = Machine(data, wanted, _open_doors(wanted, memory), memory)
+        try:
+            for step in START:
+                step(machine)
+                if stopping():
+                    return
+            _show(machine)
+            _watch(machine, stopping)
+        finally:
+            _stop(machine)
+
+
+def _stop_signals() -> Callable[[], bool]:
+    """Whether somebody has asked us to stop; asking twice changes nothing."""
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: asked.append(number))
+    return lambda: bool(asked)
+
+
+def _open_doors(wanted: Wanted, memory: Remembered) -> Doors:
+    edge = listen(wanted.host, wanted.edge_port, wanted.workers)
+    api = listen(wanted.host, wanted.api_port)[0]
+    # the demo offer leads to the port of the day it was seeded
+    shop_port = int(memory.demo.shop_url.rpartition(":")[2]) if memory.demo else wanted.shop_port
+    shop = listen("127.0.0.1", shop_port)[0] if memory.wants_demo else None
+    return Doors(edge, api, shop)
+
+
+def _start_servers(machine: Machine) -> None:
+    """Valkey and PostgreSQL of our own, where no variable names others."""
+    given = {name: os.environ.get(PREFIX + name, "") for name in ("REDIS_URL", "DATABASE_URL")}
+    machine.redis_url, machine.database_url = given["REDIS_URL"], given["DATABASE_URL"]
+    if not machine.redis_url:
+        valkey = _keep_server(machine, "valkey", servers.start_valkey)
+        machine.redis_url = valkey.url
+    if not machine.database_url:
+        postgres = _keep_server(machine, "postgres", servers.start_postgres)
+        machine.database_url = postgres.url
+
+
+def _keep_server(machine: Machine, name: str, start: Callable[[Path, int], servers.Server]) -> servers.Server:
+    server = start(machine.data / name, 0)
+    again = partial(start, machine.data / name, server.port)
+    machine.kept[name] = Kept(name, lambda: again().process, server.process)
+    return server
+
+
+def _migrate(machine: Machine) -> None:
+    asyncio.run(migrate(machine.database_url))
+    if not machine.memory.admin_key:
+        _remember(machine, admin_key=asyncio.run(create(machine.database_url, "admin")))
+
+
+def _start_processes(machine: Machine) -> None:
+    """Edge, aggregator and API, each with the settings it needs and no others."""
+    host, public_url = machine.wanted.host, chosen("PUBLIC_URL", machine.edge_url)
+    both = {"host": host, "redis_url": machine.redis_url, "log_url": machine.log_url}
+    edge = load(
+        EdgeSettings,
+        click_keys=chosen("CLICK_KEYS", machine.memory.click_keys),
+        visitor_key=chosen("VISITOR_KEY", machine.memory.visitor_key),
+        workers=machine.wanted.workers,
+        admin_port=machine.admin_ports["edge"],
+        **both,
+    )
+    aggregator = load(
+        AggregatorSettings, database_url=machine.database_url, admin_port=machine.admin_ports["aggregator"], **both
+    )
+    api = load(ApiSettings, database_url=machine.database_url, public_url=public_url, **both)
+    _keep(machine, "aggregator", [], as_environment(aggregator))
+    _keep(machine, "edge", machine.doors.edge, as_environment(edge))
+    _keep(machine, "api", [machine.doors.api], as_environment(api))
+
+
+def _keep(
+    machine: Machine,
+    name: str,
+    sockets: Sequence[socket.socket],
+    settings: dict[str, str],
+    arguments: Sequence[str] = (),
+) -> None:
+    """Start one of our own processes on its sockets, and again whenever it dies."""
+    fds = [one.fileno() for one in sockets]
+    command = [*CLICKDAM, name, *arguments, *(f"--fd={fd}" for fd in fds)]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
+    env = inherited | settings | {OWNER: str(machine.data)}
+
+    def start() -> subprocess.Popen[bytes]:
+        with folder.appending(machine.data / "logs" / f"{name}.log") as output:
+            return spawn(command, env=env, fds=fds, output=output)
+
+    machine.kept[name] = Kept(name, start)
+    machine.kept[name].begin()
+
+
+def _wait_ready(machine: Machine) -> None:
+    urls = {
+        "aggregator": f"http://{reachable(machine.wanted.host)}:{machine.admin_ports['aggregator']}/ready",
+        "edge": f"{machine.edge_url}/ready",
+        "api": f"{machine.api_url}/live",
+    }
+    for name, url in urls.items():
+        kept = machine.kept[name]
+        if not wait_until(partial(_settled, kept, url), READY_S) or kept.pid is None:
+            why = folder.last_line(machine.data / "logs" / f"{name}.log")
+            raise CannotStart(f"{name} did not start: {why}")
+
+
+def _settled(kept: Kept, url: str) -> bool:
+    return kept.pid is None or answers(url)
+
+
+def _seed(machine: Machine) -> None:
+    if not machine.memory.wants_demo or machine.doors.shop is None:
+        return
+    if machine.memory.demo is None:
+        shop_url = f"http://127.0.0.1:{port_of(machine.doors.shop)}"
+        _remember(machine, demo=seed(machine.api_url, machine.memory.admin_key, shop_url))
+    demo: Demo = msgspec.convert(machine.memory.demo, Demo)
+    token = {"CLICKDAM_DEMO_TOKEN": demo.advertiser_token}
+    _keep(machine, "demo-shop", [machine.doors.shop], token, [f"--edge-url={machine.edge_url}"])
+
+
+def _remember(machine: Machine, **changed: object) -> None:
+    machine.memory = msgspec.structs.replace(machine.memory, **changed)
+    folder.remember(machine.data, machine.memory)
+
+
+START: tuple[Callable[[Machine], None], ...] = (_start_servers, _migrate, _start_processes, _wait_ready, _seed)
+
+
+def _show(machine: Machine) -> None:
+    folder.describe(machine.data, describe(machine))
+    places = {
+        "edge": f"{machine.edge_url}  (workers: {machine.wanted.workers})",
+        "api": machine.api_url,
+        "metrics": "  ".join(f"http://127.0.0.1:{port}/metrics" for port in machine.admin_ports.values()),
+        "data": str(machine.data),
+        "told to": f"{machine.data / folder.DESCRIPTION}  (urls, pids and keys for other programs)",
+    }
+    show(places, machine.link_url, machine.edge_url, machine.api_url, machine.memory.demo)
+
+
+def _watch(machine: Machine, stopping: Callable[[], bool]) -> None:
+    """Start again what dies, and keep the description true, until we are asked to stop."""
+    told, look_again = describe(machine), 0.0
+    while not stopping():
+        for kept in machine.kept.values():
+            kept.keep()
+        if time.monotonic() >= look_again:
+            now, look_again = describe(machine), time.monotonic() + DESCRIBE_EVERY_S
+            if now != told:
+                told = now
+                folder.describe(machine.data, told)
+        time.sleep(LOOK_EVERY_S)
+
+
+def _stop(machine: Machine) -> None:
+    """The edge first, then what it wrote is applied, then the rest; in bounded time whatever is frozen."""
+    for one in machine.doors:
+        one.close()
+    _stop_kept(machine, ["edge"], signal.SIGTERM, EDGE_STOP_S)
+    _drain(machine)
+    _stop_kept(machine, ["aggregator", "api", "demo-shop"], signal.SIGTERM, REST_STOP_S)
+    _stop_kept(machine, ["postgres"], signal.SIGINT, POSTGRES_STOP_S)
+    _stop_kept(machine, ["valkey"], signal.SIGTERM, VALKEY_STOP_S)
+    end_all(children.with_variable(OWNER, str(machine.data)), signal.SIGKILL, 0.5)
+    folder.describe(machine.data, describe(machine))
+
+
+def _stop_kept(machine: Machine, names: Sequence[str], ask: signal.Signals, wait_s: float) -> None:
+    running = [machine.kept[name].process for name in names if name in machine.kept]
+    stop_together([process for process in running if process is not None], ask, wait_s)
+
+
+def _drain(machine: Machine) -> None:
+    """Let the aggregator apply what the edge has written; what stays behind is applied after the next start."""
+    if "aggregator" not in machine.kept or machine.kept["aggregator"].pid is None:
+        return
+    with contextlib.suppress(*DatabaseAway, Unreadable):
+        wait_until(lambda: not asyncio.run(rows_behind(journal_folder(machine.log_url), machine.database_url)), DRAIN_S)
