@@ -22,7 +22,7 @@ Kind = Literal["browser", "crawler", "head", "broken"]
 Model = Literal["cpa", "cps"]
 Door = Literal["postback_get", "postback_form", "json", "json_many"]
 
-PLANNED_CLICKS_PER_S = 100.0
+PLANNED_CLICKS_PER_S = 20.0
 KINDS: tuple[Kind, ...] = ("crawler", "head", "broken", "browser")
 KIND_WEIGHTS = (5.0, 2.0, 1.0, 92.0)
 RETURNING = 0.25  # of clicks come from a visitor seen a moment ago, half of them on the same link
@@ -246,8 +246,7 @@ def _order_id(rng: random.Random, number: int, click: Click, bought: Counter[int
 
 def _order(rng: random.Random, number: int, click: Click, order_id: str | None) -> Order:
     minor = round(rng.lognormvariate(8.4, 0.9)) + 100
-    spelling = rng.choice(_AMOUNTS)
-    amount = spelling.format(major=minor // 100, minor=minor % 100)
+    amount = rng.choice(_AMOUNTS).format(major=minor // 100, minor=minor % 100)
     currency = "EUR" if rng.random() < 0.7 else None
     dated = rng.random() < 0.2
     luck = rng.random()
@@ -255,7 +254,11 @@ def _order(rng: random.Random, number: int, click: Click, order_id: str | None) 
         return Order(number, click.number, order_id, None, "1,234", currency, dated, "ambiguous_amount")
     if luck < 0.010:
         return Order(number, click.number, order_id, minor, amount, "USD", dated, "foreign_currency")
-    if luck < 0.050 and click.link is not None and model_of(click.link) == "cpa":
+    if luck < 0.050:
+        return Order(
+            number, click.number, order_id, minor + 1, f"{minor // 100}.{minor % 100:02}5", currency, dated, ""
+        )
+    if luck < 0.090 and click.link is not None and model_of(click.link) == "cpa":
         return Order(number, click.number, order_id, None, None, currency, dated, "")
     return Order(number, click.number, order_id, minor, amount, currency, dated, "")
 
