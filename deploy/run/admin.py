@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from deploy.run.children import CannotStart, Kept
+from deploy.run.listening import why_not
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        raise CannotStart(f"cannot listen on port {port} of {host} (admin): {error.strerror or error}") from None
+        raise CannotStart(why_not(host, port, error)) from None
     log.info("admin_listens", port=runner.addresses[0][1])
 
 

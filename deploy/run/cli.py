@@ -173,6 +173,25 @@ def demo(
     raise typer.Exit(0 if uvloop.run(run(data, clicks, kill=kill)) else 1)
 
 
+@app.command()
+def replay(
+    data: Folder = Path("clickdam-data"),
+    clicks: Annotated[int, typer.Option(min=1, help="How many clicks to send.")] = 50_000,
+    conversions: Annotated[int, typer.Option(min=0, help="How many orders follow from them.")] = 2_000,
+    duplicates: Annotated[int, typer.Option(min=0, help="How many orders are posted twice.")] = 300,
+    links: Annotated[int, typer.Option(min=1, help="Over how many links.")] = 10_000,
+    rate: Annotated[float, typer.Option(min=0, help="Clicks a second; 0 is as fast as they are answered.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same traffic.")] = 1,
+    kill_aggregator: Annotated[int, typer.Option(min=0, help="Kill -9 it so many times meanwhile.")] = 0,
+    kill_worker: Annotated[int, typer.Option(min=0, help="Kill -9 an edge worker so many times meanwhile.")] = 0,
+) -> None:
+    """Send realistic traffic to a running `clickdam up` and hold the report against what was counted here."""
+    from loadtests import replay as replaying  # noqa: PLC0415
+
+    wanted = replaying.Wanted(clicks, conversions, duplicates, links, rate, seed, kill_aggregator, kill_worker)
+    raise typer.Exit(replaying.main(data, wanted))
+
+
 @app.command(hidden=True)
 def demo_shop(fd: Annotated[int, typer.Option()], edge_url: Annotated[str, typer.Option()]) -> None:
     """The demo programme's advertiser; its token comes from CLICKDAM_DEMO_TOKEN."""

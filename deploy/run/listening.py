@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 
 from deploy.run.children import CannotStart, free_port
@@ -30,9 +32,16 @@ def port_of(listening: socket.socket) -> int:
     return int(listening.getsockname()[1])
 
 
+def why_not(host: str, port: int, error: OSError) -> str:
+    """One line about a port that cannot be listened on."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is in use: stop what listens there, or choose another port"
+    return f"cannot listen on port {port} of {host}: {os.strerror(error.errno) if error.errno else error}"
+
+
 def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=limits.BACKLOG, reuse_port=shared)
     except OSError as error:
-        raise CannotStart(f"cannot listen on port {port} of {host}: {error.strerror or error}") from None
+        raise CannotStart(why_not(host, port, error)) from None

@@ -14,7 +14,6 @@ import psutil
 
 from deploy.run.children import Kept, free_port
 from deploy.run.folder import Remembered
-from deploy.run.listening import port_of
 from schemas.settings import PREFIX
 
 
@@ -54,18 +53,12 @@ class Machine:
     wanted: Wanted
     doors: Doors
     memory: Remembered
+    edge_url: str
+    api_url: str
     redis_url: str = ""
     database_url: str = ""
     admin_ports: dict[str, int] = field(default_factory=lambda: {"edge": free_port(), "aggregator": free_port()})
     kept: dict[str, Kept] = field(default_factory=dict)
-
-    @property
-    def edge_url(self) -> str:
-        return f"http://{reachable(self.wanted.host)}:{port_of(self.doors.edge[0])}"
-
-    @property
-    def api_url(self) -> str:
-        return f"http://{reachable(self.wanted.host)}:{port_of(self.doors.api)}"
 
     @property
     def log_url(self) -> str:

@@ -54,7 +54,8 @@ def run(wanted: Wanted) -> None:
     with folder.locked(wanted.data) as data:
         end_all(children.with_variable(OWNER, str(data)), signal.SIGTERM, 2.0)
         memory = folder.remembered(data, wants_demo=wanted.demo)
-        machine = Machine(data, wanted, _open_doors(wanted, memory), memory)
+        doors = _open_doors(wanted, memory)
+        machine = Machine(data, wanted, doors, memory, _url(wanted, doors.edge[0]), _url(wanted, doors.api))
         try:
             for step in START:
                 step(machine)
@@ -83,16 +84,17 @@ def _open_doors(wanted: Wanted, memory: Remembered) -> Doors:
     return Doors(edge, api, shop)
 
 
-def _start_servers(machine: Machine) -> None:
-    """Valkey and PostgreSQL of our own, where no variable names others."""
-    given = {name: os.environ.get(PREFIX + name, "") for name in ("REDIS_URL", "DATABASE_URL")}
-    machine.redis_url, machine.database_url = given["REDIS_URL"], given["DATABASE_URL"]
-    if not machine.redis_url:
-        valkey = _keep_server(machine, "valkey", servers.start_valkey)
-        machine.redis_url = valkey.url
-    if not machine.database_url:
-        postgres = _keep_server(machine, "postgres", servers.start_postgres)
-        machine.database_url = postgres.url
+def _url(wanted: Wanted, listening: socket.socket) -> str:
+    return f"http://{reachable(wanted.host)}:{port_of(listening)}"
+
+
+def _start_valkey(machine: Machine) -> None:
+    """A Valkey of our own, where no variable names another."""
+    machine.redis_url = chosen("REDIS_URL", "") or _keep_server(machine, "valkey", servers.start_valkey).url
+
+
+def _start_postgres(machine: Machine) -> None:
+    machine.database_url = chosen("DATABASE_URL", "") or _keep_server(machine, "postgres", servers.start_postgres).url
 
 
 def _keep_server(machine: Machine, name: str, start: Callable[[Path, int], servers.Server]) -> servers.Server:
@@ -108,24 +110,27 @@ def _migrate(machine: Machine) -> None:
         _remember(machine, admin_key=asyncio.run(create(machine.database_url, "admin")))
 
 
-def _start_processes(machine: Machine) -> None:
-    """Edge, aggregator and API, each with the settings it needs and no others."""
-    host, public_url = machine.wanted.host, chosen("PUBLIC_URL", machine.edge_url)
-    both = {"host": host, "redis_url": machine.redis_url, "log_url": machine.log_url}
-    edge = load(
+def _start_edge(machine: Machine) -> None:
+    """Before Postgres, which it does not know: both take about a second to come up."""
+    settings = load(
         EdgeSettings,
+        host=machine.wanted.host,
+        log_url=machine.log_url,
+        redis_url=machine.redis_url,
         click_keys=chosen("CLICK_KEYS", machine.memory.click_keys),
         visitor_key=chosen("VISITOR_KEY", machine.memory.visitor_key),
         workers=machine.wanted.workers,
         admin_port=machine.admin_ports["edge"],
-        **both,
     )
-    aggregator = load(
-        AggregatorSettings, database_url=machine.database_url, admin_port=machine.admin_ports["aggregator"], **both
-    )
-    api = load(ApiSettings, database_url=machine.database_url, public_url=public_url, **both)
+    _keep(machine, "edge", machine.doors.edge, as_environment(settings))
+
+
+def _start_behind(machine: Machine) -> None:
+    """Aggregator and API."""
+    urls = {"host": machine.wanted.host, "redis_url": machine.redis_url, "database_url": machine.database_url}
+    aggregator = load(AggregatorSettings, log_url=machine.log_url, admin_port=machine.admin_ports["aggregator"], **urls)
+    api = load(ApiSettings, public_url=chosen("PUBLIC_URL", machine.edge_url), **urls)
     _keep(machine, "aggregator", [], as_environment(aggregator))
-    _keep(machine, "edge", machine.doors.edge, as_environment(edge))
     _keep(machine, "api", [machine.doors.api], as_environment(api))
 
 
@@ -183,7 +188,15 @@ def _remember(machine: Machine, **changed: object) -> None:
     folder.remember(machine.data, machine.memory)
 
 
-START: tuple[Callable[[Machine], None], ...] = (_start_servers, _migrate, _start_processes, _wait_ready, _seed)
+START: tuple[Callable[[Machine], None], ...] = (
+    _start_valkey,
+    _start_edge,
+    _start_postgres,
+    _migrate,
+    _start_behind,
+    _wait_ready,
+    _seed,
+)
 
 
 def _show(machine: Machine) -> None:
