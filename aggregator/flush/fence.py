@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import asyncpg
 import structlog
 
-from aggregator.db.connect import Database, DatabaseAway, connect
+from aggregator.db.connect import Database, DatabaseAway, connected
 from aggregator.flush.batch import Batch, Positions
 from aggregator.flush.session import Fenced, Session
 from schemas import limits
@@ -18,10 +18,13 @@ from schemas.journal import FIRST_OFFSET
 log = structlog.get_logger()
 
 # A holder that works for us all is left alone; one whose server process waits for its client is frozen or gone.
+# MATERIALIZED: as one condition among others, pg_terminate_backend could be called for rows that the others exclude.
 _END_FROZEN = """
-SELECT pid FROM pg_stat_activity
-WHERE pid = ANY (pg_blocking_pids($1)) AND wait_event_type = 'Client'
-  AND xact_start < clock_timestamp() - make_interval(secs => $2) AND pg_terminate_backend(pid)
+WITH frozen AS MATERIALIZED (
+    SELECT pid FROM pg_stat_activity
+    WHERE pid = ANY (pg_blocking_pids($1)) AND wait_event_type = 'Client'
+      AND xact_start < clock_timestamp() - make_interval(secs => $2))
+SELECT pid, pg_terminate_backend(pid) FROM frozen
 """
 
 
@@ -83,8 +86,6 @@ async def _end_frozen_holders(database_url: str, waiting_pid: int) -> None:
 
 
 async def _end_once(database_url: str, waiting_pid: int) -> list[int]:
-    db = await connect(database_url, command_timeout_s=limits.CONNECT_S, application_name="clickdam-fence")
-    try:
+    opening = connected(database_url, command_timeout_s=limits.CONNECT_S, application_name="clickdam-fence")
+    async with opening as db:
         return [row["pid"] for row in await db.fetch(_END_FROZEN, waiting_pid, limits.FENCE_WAIT_S)]
-    finally:
-        db.terminate()

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import structlog
 
-from aggregator.db.connect import DatabaseAway, connect
+from aggregator.db.connect import DatabaseAway, connected
 from aggregator.flush.batch import Positions
 from aggregator.flush.fence import positions
 from aggregator.flush.journal_in import in_thread
@@ -31,11 +31,11 @@ async def prune(settings: AggregatorSettings) -> None:
 
 async def prune_once(settings: AggregatorSettings) -> list[Path]:
     """One round; answers the segments removed. Only what Postgres says counts as applied."""
-    db = await connect(settings.database_url, command_timeout_s=limits.TRANSACTION_S, application_name="clickdam-prune")
-    try:
+    opening = connected(
+        settings.database_url, command_timeout_s=limits.TRANSACTION_S, application_name="clickdam-prune"
+    )
+    async with opening as db:
         applied = await positions(db)
-    finally:
-        db.terminate()
     retention_s = settings.journal_retention_h * 3600
     return await in_thread(lambda: _prune(settings.journal_folder, applied, retention_s))
 
