@@ -20,11 +20,11 @@ from schemas.redis import Redis, done
 log = structlog.get_logger()
 
 _FACTS = """
-SELECT system_identifier::text AS system_identifier,
+SELECT control.system_identifier::text AS system_identifier,
        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int AS timeline,
-       (SELECT last_value FROM outbox_id_seq) AS changes,
+       (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_id_seq) AS changes,
        publishing.epoch, publishing.system_identifier AS known_system, publishing.timeline AS known_timeline
-FROM pg_control_system(), publishing
+FROM pg_control_system() AS control, publishing
 """
 _RAISE = """
 UPDATE publishing SET epoch = greatest(epoch, $1) + 1, system_identifier = $2, timeline = $3
@@ -40,6 +40,7 @@ end
 """
 # One script, because a Redis could be emptied between a check and the marker that vouches for it.
 _VOUCH = f"""{_AGREES}
+if tonumber(redis.call('TIME')[1]) >= tonumber(ARGV[8]) then return nil end
 local sequence = redis.call('GET', KEYS[2])
 if not sequence or tonumber(sequence) < tonumber(ARGV[5]) then return nil end
 if not agrees(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return nil end
@@ -97,16 +98,25 @@ async def settle_source(db: Database, redis: Redis, epoch_found: int = 0) -> Sou
         await _raise_epoch(db, source, epoch)
 
 
-async def vouch(redis: Redis, source: Source, sequence: int) -> int | None:
+async def vouch(redis: Redis, source: Source, sequence: int, before: float) -> int | None:
     """Beat on the stream and renew the marker, if this Redis still is the one filled from `source` and its sequence
-    has not gone back. The sequence, or None. Raises RedisError."""
+    has not gone back. The sequence, or None. Raises RedisError.
+
+    `before` is a time of the Redis server: a frozen one must not renew its marker when it wakes to an old request.
+    """
     answer = await done(
         redis.register_script(_VOUCH)(
             keys=[redis_keys.STATE, redis_keys.SEQUENCE, redis_keys.COMPLETE],
-            args=[*source.fields, sequence, limits.COMPLETE_TTL_S, redis_keys.CHANGES],
+            args=[*source.fields, sequence, limits.COMPLETE_TTL_S, redis_keys.CHANGES, before],
         )
     )
     return None if answer is None else int(answer)
+
+
+async def clock_offset_s(redis: Redis) -> float:
+    """How far the Redis server's clock is ahead of our monotonic one. Raises RedisError."""
+    now_s, now_us = await done(redis.time())
+    return float(now_s + now_us / 1e6 - time.monotonic())
 
 
 async def is_filled(redis: Redis, source: Source, sequence: int) -> bool:

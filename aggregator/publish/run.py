@@ -9,12 +9,13 @@ Redis stops the beats until the first loop has looked at both.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 import structlog
 
 from aggregator.db.connect import Connection, DatabaseAway, connected
-from aggregator.publish.agreement import Source, check_eviction, is_filled, settle_source, vouch
+from aggregator.publish.agreement import Source, check_eviction, clock_offset_s, is_filled, settle_source, vouch
 from aggregator.publish.outbox import drain
 from aggregator.publish.refill import refill
 from aggregator.publish.write import EpochBehind
@@ -30,10 +31,12 @@ _GIVE_UP_ROWS = f"SET idle_in_transaction_session_timeout = '{2 * limits.PUBLISH
 
 @dataclass(slots=True)
 class Agreed:
-    """What Redis was filled from and the last sequence seen there; `source` is None while there is doubt."""
+    """What Redis was filled from, the last sequence seen there, how far its clock is ahead of our monotonic one;
+    `source` is None while there is doubt."""
 
     source: Source | None = None
     sequence: int = 0
+    clock_offset_s: float = 0.0
 
 
 async def run(database_url: str, redis_url: str) -> None:
@@ -54,7 +57,8 @@ async def _beat(redis: Redis, agreed: Agreed) -> None:
     if agreed.source is None:
         return
     try:
-        sequence = await vouch(redis, agreed.source, agreed.sequence)
+        before = time.monotonic() + agreed.clock_offset_s + limits.PUBLISH_TIMEOUT_S
+        sequence = await vouch(redis, agreed.source, agreed.sequence, before)
     except RedisError as error:
         log.warning("redis_away", error=type(error).__name__)
         sequence = None
@@ -109,7 +113,7 @@ async def _agree(db: Connection, redis: Redis, agreed: Agreed) -> bool:
     await _drain_all(db, redis)
     if await db.fetchval("SELECT EXISTS (SELECT FROM outbox WHERE id <= $1)", newest):
         return False  # another publisher has them under way: the marker must not vouch for it
-    agreed.source = source
+    agreed.source, agreed.clock_offset_s = source, await clock_offset_s(redis)
     await _beat(redis, agreed)
     return True
 
