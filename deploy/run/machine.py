@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -95,9 +96,15 @@ def pids(kept: Mapping[str, Kept]) -> dict[str, list[int]]:
 
 def _workers(edge: int | None) -> list[int]:
     try:
-        return [one.pid for one in psutil.Process(edge).children() if "edge-worker" in one.cmdline()] if edge else []
+        return [one.pid for one in psutil.Process(edge).children() if _is_worker(one)] if edge else []
     except psutil.Error:
         return []
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # dead, and not yet started again
+        return "edge-worker" in process.cmdline()
+    return False
 
 
 def chosen(name: str, own: str) -> str:

