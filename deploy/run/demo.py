@@ -53,9 +53,9 @@ async def run(data: Path, clicks: int, *, kill: bool) -> bool:
     return recorded == len(uuids)
 
 
-async def send(link_url: str, clicks: int, advance: Callable[[int], None]) -> list[str]:
-    """Send clicks side by side; the click ids of those that were answered with a redirect."""
-    ids: list[str] = []
+async def send(link_url: str, clicks: int, advance: Callable[[int], None], ids: list[str] | None = None) -> list[str]:
+    """Send clicks side by side; the click ids of those that were answered with a redirect, also in `ids` at once."""
+    ids = [] if ids is None else ids
     left = iter(range(clicks))
 
     async def sender(session: ClientSession) -> None:

@@ -15,11 +15,12 @@ _COMMON: list[Processor] = [
 ]
 
 
-def log_json_lines(process: str) -> None:
-    """From now on every event is one JSON line that names the process."""
+def log_json_lines(process: str, level: int = logging.INFO) -> None:
+    """From now on every event is one JSON line that names the process; `level` is the least that is shown of ours."""
     structlog.contextvars.bind_contextvars(process=process, pid=os.getpid())
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, *_COMMON, _json],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )

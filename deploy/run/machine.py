@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Machine:
     memory: Remembered
     edge_url: str
     api_url: str
+    stopping: Callable[[], bool]
     redis_url: str = ""
     database_url: str = ""
     admin_ports: dict[str, int] = field(default_factory=lambda: {"edge": free_port(), "aggregator": free_port()})

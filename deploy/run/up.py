@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -49,20 +50,21 @@ VALKEY_STOP_S = 1.5
 
 def run(wanted: Wanted) -> None:
     """Start everything, keep it running until SIGTERM or Ctrl-C, stop it. Raises CannotStart or BadSettings."""
-    log_json_lines("up")
+    log_json_lines("up", logging.WARNING)
     stopping = _stop_signals()
     with folder.locked(wanted.data) as data:
-        end_all(children.with_variable(OWNER, str(data)), signal.SIGTERM, 2.0)
+        end_all(children.with_variable(OWNER, str(data)), signal.SIGTERM, servers.ORPHAN_STOP_S)
         memory = folder.remembered(data, wants_demo=wanted.demo)
         doors = _open_doors(wanted, memory)
-        machine = Machine(data, wanted, doors, memory, _url(wanted, doors.edge[0]), _url(wanted, doors.api))
+        urls = _url(wanted, doors.edge[0]), _url(wanted, doors.api)
+        machine = Machine(data, wanted, doors, memory, *urls, stopping)
         try:
             for step in START:
-                step(machine)
-                if stopping():
-                    return
-            _show(machine)
-            _watch(machine, stopping)
+                if not stopping():
+                    step(machine)
+            if not stopping():
+                _show(machine)
+            _watch(machine)
         finally:
             _stop(machine)
 
@@ -163,13 +165,14 @@ def _wait_ready(machine: Machine) -> None:
     }
     for name, url in urls.items():
         kept = machine.kept[name]
-        if not wait_until(partial(_settled, kept, url), READY_S) or kept.pid is None:
+        settled = wait_until(partial(_settled, machine, kept, url), READY_S)
+        if not machine.stopping() and (not settled or kept.pid is None):
             why = folder.last_line(machine.data / "logs" / f"{name}.log")
             raise CannotStart(f"{name} did not start: {why}")
 
 
-def _settled(kept: Kept, url: str) -> bool:
-    return kept.pid is None or answers(url)
+def _settled(machine: Machine, kept: Kept, url: str) -> bool:
+    return machine.stopping() or kept.pid is None or answers(url)
 
 
 def _seed(machine: Machine) -> None:
@@ -211,10 +214,10 @@ def _show(machine: Machine) -> None:
     show(places, machine.link_url, machine.edge_url, machine.api_url, machine.memory.demo)
 
 
-def _watch(machine: Machine, stopping: Callable[[], bool]) -> None:
+def _watch(machine: Machine) -> None:
     """Start again what dies, and keep the description true, until we are asked to stop."""
     told, look_again = describe(machine), 0.0
-    while not stopping():
+    while not machine.stopping():
         for kept in machine.kept.values():
             kept.keep()
         if time.monotonic() >= look_again:
