@@ -96,20 +96,16 @@ class Segment:
 
     @classmethod
     def create(cls, slot: Path, edge: str, incarnation: str) -> Segment:
-        """The next segment of a slot whose lock the caller holds."""
+        """The next segment of a slot whose lock the caller holds. Raises Unwritable, and leaves no file then."""
         earlier = segments(slot)
         number = int(earlier[-1].stem) + 1 if earlier else 1
         path = slot / f"{number:08}.journal"
         meta = SegmentMeta(secrets.token_hex(16), edge, incarnation, sealed=False)
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.executescript(f"BEGIN; {_TABLES} COMMIT;")
-        db.execute(
-            "INSERT INTO meta (format, source, edge, incarnation) VALUES (?, ?, ?, ?)",
-            (FORMAT, meta.source, edge, incarnation),
-        )
-        return cls(path, meta, _db=db)
+        try:
+            return cls(path, meta, _db=_create(path, meta))
+        except sqlite3.Error as error:
+            remove(path)
+            raise Unwritable(f"{path.name}: {error}") from error
 
     def append(self, body: bytes, latest_ms: int) -> int:
         """Write one row; when this returns its offset, the row is on the disk. Raises Unwritable."""
@@ -121,9 +117,37 @@ class Segment:
         return int(cursor.lastrowid or 0)
 
     def seal(self) -> None:
-        """No more rows will come; the reader may remove the file once it is applied."""
-        self._db.execute("UPDATE meta SET sealed = 1")
+        """No more rows will come; the reader may remove the file once it is applied. Raises Unwritable."""
+        try:
+            self._db.execute("UPDATE meta SET sealed = 1")
+        except sqlite3.Error as error:
+            raise Unwritable(f"{self.path.name}: {error}") from error
         self._db.close()
+
+    def close(self) -> None:
+        """Leave it unsealed: whoever opens the slot next closes it."""
+        self._db.close()
+
+    def discard(self) -> None:
+        """Remove it; it holds no row yet."""
+        self._db.close()
+        remove(self.path)
+
+
+def _create(path: Path, meta: SegmentMeta) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(f"BEGIN; {_TABLES} COMMIT;")
+        db.execute(
+            "INSERT INTO meta (format, source, edge, incarnation) VALUES (?, ?, ?, ?)",
+            (FORMAT, meta.source, meta.edge, meta.incarnation),
+        )
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,5 +260,5 @@ def _meta(db: sqlite3.Connection) -> SegmentMeta | None:
         return None
     file_format, source, edge, incarnation, sealed = found
     if file_format != FORMAT:
-        raise ValueError(f"journal format {file_format}, this version reads {FORMAT}")
+        raise Unreadable(f"journal format {file_format}, this version reads {FORMAT}")
     return SegmentMeta(source, edge, incarnation, bool(sealed))

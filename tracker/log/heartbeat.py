@@ -54,9 +54,11 @@ class Heartbeat:
             recorder.put_unwaited(events.encode(beat), now)
 
     async def close(self) -> None:
-        """Say that no more will come from this incarnation. Call when the recorder is drained."""
+        """Say that no more will come from this incarnation. Call when the recorder is drained. Raises LogFailed; the
+        next in this slot closes it then."""
         now = self._clock.now_ms()
         await self._log.write(events.encode(self._beat("closed", now, now)), now)
+        await self._log.seal()
 
     def _begin_incarnation(self, recorder: Recorder, now: int) -> None:
         log.error("clock_jumped_back", incarnation=self._clock.incarnation)

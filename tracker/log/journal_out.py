@@ -44,9 +44,13 @@ class JournalLog:
     def acked(self) -> list[tuple[str, int, int]]:
         return self._acked
 
-    async def close(self) -> None:
-        """Seal the last segment and let the slot go."""
+    async def seal(self) -> None:
+        """Say that the segment is complete; call when the closing beat is in it. Raises LogFailed."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._seal)
+
+    async def close(self) -> None:
+        """Let the slot go. A segment that was not sealed is closed by whoever takes the slot next."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown()
         if self._lock:
             self._lock.release()
@@ -61,14 +65,22 @@ class JournalLog:
 
     def _current(self) -> journal.Segment:
         now = time.monotonic()
-        segment = self._segment
-        if segment is None or self._is_over(segment, now):
-            self._segment = journal.Segment.create(self._folder, self._edge, self._incarnation())
+        if self._segment is None or self._is_over(self._segment, now):
+            self._segment = self._after(self._segment)
             self._opened = now
+        return self._segment
+
+    def _after(self, segment: journal.Segment | None) -> journal.Segment:
+        """The next segment, and `segment` sealed; or neither: a reader waits for ever behind one left unsealed, and a
+        killed writer with no unsealed one would never be closed."""
+        following = journal.Segment.create(self._folder, self._edge, self._incarnation())
+        try:
             if segment:
                 segment.seal()
-        assert self._segment is not None
-        return self._segment
+        except journal.Unwritable:
+            following.discard()
+            raise
+        return following
 
     def _is_over(self, segment: journal.Segment, now: float) -> bool:
         return (
@@ -78,5 +90,13 @@ class JournalLog:
         )
 
     def _seal(self) -> None:
+        try:
+            if self._segment:
+                self._segment.seal()
+        except journal.Unwritable as error:
+            raise LogFailed(str(error)) from error
+        self._segment = None
+
+    def _close(self) -> None:
         if self._segment:
-            self._segment.seal()
+            self._segment.close()
