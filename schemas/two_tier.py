@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
+_NEVER = -1  # the generation of a value that is known to have changed
 RETRY_AFTER_FAILURE_S = 1.0  # while the second tier is away, what is held is used and refreshed once a second
 
 
@@ -62,7 +63,7 @@ class TwoTier(Generic[V]):
         self._absent: dict[str, _Entry[V]] = {}
         self._wanted: dict[str, _Answer[V]] = {}
         self._under_way: dict[str, _Answer[V]] = {}
-        self._one_fetch = asyncio.Lock()
+        self._fetch_ended: asyncio.Event | None = None
         self._generation = 0
         self._retry_at = 0.0
         self.fetches = 0
@@ -90,9 +91,12 @@ class TwoTier(Generic[V]):
         return entry.value
 
     def void(self, key: str) -> None:
-        """The value has changed: forget it, and what any fetch under way brings for it."""
-        self._entries.pop(key, None)
+        """The value has changed: ask for it when it is used next, and forget what any fetch under way brings for it.
+        What is held serves only while the second tier is away."""
+        if key in self._entries:
+            self._entries[key].generation = _NEVER
         self._absent.pop(key, None)
+        self._retry_at = 0.0  # who tells of changes is there again
         if key in self._under_way:
             self._under_way[key].voided = True
 
@@ -117,26 +121,36 @@ class TwoTier(Generic[V]):
         answer = self._under_way.get(key)
         if answer is None or answer.voided:
             answer = self._wanted.setdefault(key, _Answer())
-        async with self._one_fetch:
-            if not answer.done:
+        while not answer.done:
+            if self._fetch_ended:
+                await self._fetch_ended.wait()
+            else:  # the first who wakes fetches for all who wait
                 await self._fetch_wanted()
         return answer
 
     async def _fetch_wanted(self) -> None:
         batch, self._wanted = self._wanted, {}
         generation, self._under_way = self._generation, batch
+        self._fetch_ended = ended = asyncio.Event()
         try:
             found = await self._fetch_or_fail(list(batch))
         except BaseException:
-            self._wanted = batch | self._wanted  # cancelled: the next in line takes these keys over
+            self._want_again(batch)
             raise
         finally:
-            self._under_way = {}
+            self._under_way, self._fetch_ended = {}, None
+            ended.set()
         for key, answer in batch.items():
             answer.done, answer.failed = True, found is None or key not in found
             answer.value = found.get(key) if found else None
             if not (answer.failed or answer.voided):
                 self._hold(key, answer.value, generation)
+
+    def _want_again(self, batch: dict[str, _Answer[V]]) -> None:
+        """Who fetched was cancelled: the next who wakes does it."""
+        for key, answer in batch.items():
+            if self._wanted.setdefault(key, answer) is not answer:  # voided, and asked for anew since
+                answer.done = answer.failed = True
 
     async def _fetch_or_fail(self, keys: list[str]) -> dict[str, V | None] | None:
         self.fetches += 1
