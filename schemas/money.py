@@ -1,7 +1,7 @@
 """Money: integer minor units with an ISO 4217 currency; Decimal in between, HALF_UP at the end, never a float."""
 
 import re
-from decimal import ROUND_HALF_UP, Decimal, localcontext
+from decimal import ROUND_HALF_UP, Context, Decimal
 
 from schemas.limits import AMOUNT_MINOR_MAX
 
@@ -20,7 +20,8 @@ EXPONENT = (
 )
 
 _DECIMAL = re.compile(r"-?\d{1,24}([.,]\d{1,24})?", re.ASCII)
-_AMBIGUOUS = re.compile(r"-?\d{1,3},\d{3}", re.ASCII)
+_AMBIGUOUS = re.compile(r"\d{1,3},\d{3}", re.ASCII)
+_EXACT = Context(prec=60)  # digits enough for any amount that is read: rounding happens once, at the end
 
 
 class AmbiguousAmount(ValueError):
@@ -37,19 +38,17 @@ def major_to_minor(text: str, currency: str) -> int:
         raise AmbiguousAmount(text)
     if not _DECIMAL.fullmatch(text):
         raise ValueError(text)
-    return round_minor(Decimal(text.replace(",", ".")).scaleb(EXPONENT[currency]))
+    return round_minor(Decimal(text.replace(",", ".")).scaleb(EXPONENT[currency], _EXACT))
 
 
 def percent_of(amount_minor: int, percent: Decimal) -> int:
     """A share of an amount in minor units, rounded HALF_UP."""
-    return round_minor(Decimal(amount_minor) * percent / 100)
+    return round_minor(_EXACT.multiply(Decimal(amount_minor), percent).scaleb(-2, _EXACT))
 
 
 def round_minor(amount: Decimal) -> int:
     """Whole minor units, HALF_UP. Raises OverflowError beyond `AMOUNT_MINOR_MAX` either way."""
-    with localcontext() as context:
-        context.prec = 60
-        minor = int(amount.quantize(Decimal(1), ROUND_HALF_UP))
+    minor = int(amount.quantize(Decimal(1), ROUND_HALF_UP, _EXACT))
     if abs(minor) > AMOUNT_MINOR_MAX:
         raise OverflowError(minor)
     return minor

@@ -9,7 +9,7 @@ import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,6 +24,17 @@ class BadSettings(ValueError):
     """All that is wrong with the settings, a line each, every line naming its variable."""
 
 
+def _split(value: str) -> SplitResult:
+    """The parts of a URL. Raises ValueError, for an impossible port too; its text is ours, because the parser's
+    would show what lies between the slashes, and that may be a password."""
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    return parts
+
+
 def _log_url(value: str) -> str:
     if not re.match(r"journal:///.", value):
         raise ValueError("must be journal:///folder")
@@ -31,21 +42,22 @@ def _log_url(value: str) -> str:
 
 
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _split(value)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname:
         raise ValueError("must be redis://host:port/0 or rediss://…")
     return value
 
 
 def _database_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("postgresql", "postgres"):
+    if value.partition("://")[0] not in ("postgresql", "postgres"):
         raise ValueError("must be postgresql://user@host:port/database")
     return value
 
 
 def _origin_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+    parts = _split(value)
+    beyond = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme not in ("http", "https") or not parts.hostname or beyond:
         raise ValueError("must be an origin such as https://go.example.com")
     return value.rstrip("/")
 
