@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 import uvloop
@@ -14,7 +14,10 @@ import uvloop
 from deploy.run.children import CannotStart
 from deploy.run.listening import inherited, listen
 from deploy.run.logs import log_json_lines
+from schemas.errors import Refused
 from schemas.settings import AggregatorSettings, ApiSettings, BadSettings, DatabaseSettings, EdgeSettings, load
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",
@@ -41,6 +44,9 @@ def main() -> None:
     except BadSettings as refused:
         _say(str(refused))
         sys.exit(2)
+    except Refused as refusal:
+        _say(refusal.message)
+        sys.exit(2)
     except CannotStart as reason:
         _say(str(reason))
         sys.exit(1)
@@ -54,6 +60,15 @@ def _say(text: str) -> None:
 def _serve(process: str, serving: Coroutine[Any, Any, None]) -> None:
     log_json_lines(process)
     uvloop.run(serving)
+
+
+def _ask_database(asking: Coroutine[Any, Any, T]) -> T:
+    import asyncpg  # noqa: PLC0415 - only where it is needed: the edge has no road to the database
+
+    try:
+        return uvloop.run(asking)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        raise CannotStart(f"the database refuses or does not answer: {error or type(error).__name__}") from None
 
 
 @app.command()
@@ -143,7 +158,7 @@ def migrate(database_url: DatabaseUrl = None) -> None:
     """Bring the database to the shape this version expects."""
     from aggregator.db import migrate as migrating  # noqa: PLC0415
 
-    applied = uvloop.run(migrating.migrate(load(DatabaseSettings, database_url=database_url).database_url))
+    applied = _ask_database(migrating.migrate(load(DatabaseSettings, database_url=database_url).database_url))
     print("\n".join(applied) or "nothing to do")
 
 
@@ -158,7 +173,7 @@ def keys_create(
     from deploy.run.keys import create  # noqa: PLC0415
 
     settings = load(DatabaseSettings, database_url=database_url)
-    print(uvloop.run(create(settings.database_url, role, partner_id, advertiser_id)))
+    print(_ask_database(create(settings.database_url, role, partner_id, advertiser_id)))
 
 
 @app.command()

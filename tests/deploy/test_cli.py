@@ -1,12 +1,14 @@
 """What an operator reads when something is to be put right."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from deploy.run.children import free_port
 from deploy.run.cli import app
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
@@ -52,3 +54,22 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_migrate_brings_an_empty_database_to_shape_and_then_has_nothing_to_do(database_url: str) -> None:
     assert clickdam("migrate", CLICKDAM_DATABASE_URL=database_url).stdout == "nothing to do\n"
+
+
+def test_an_absent_database_is_one_clear_line() -> None:
+    done = clickdam("migrate", CLICKDAM_DATABASE_URL=f"postgresql://me:hidden@127.0.0.1:{free_port()}/d")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "does not answer" in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_keys_create_prints_the_key_alone(database_url: str) -> None:
+    done = clickdam("keys", "create", "--role", "admin", CLICKDAM_DATABASE_URL=database_url)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"cd_[0-9A-Za-z]{38}\n", done.stdout)
+
+
+def test_a_key_without_its_owner_is_refused_in_one_line(database_url: str) -> None:
+    done = clickdam("keys", "create", "--role", "partner", CLICKDAM_DATABASE_URL=database_url)
+    assert (done.returncode, done.stderr) == (2, "clickdam: a key for a partner needs partner_id\n")
