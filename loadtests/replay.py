@@ -22,12 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from loadtests import chaos, workload
-from loadtests.buying import send_posts
+from loadtests.buying import NoReceipt, send_posts
 from loadtests.by_id import ById, compare_by_id
+from loadtests.chaos import NothingToKill
 from loadtests.clicking import send_clicks
 from loadtests.count import METRICS, Counted, Figures, as_figures, count, differences
 from loadtests.heard import Heard
-from loadtests.programme import Programme, api, call, make_programme
+from loadtests.programme import Programme, Refused, api, call, make_programme
 from loadtests.workload import Click, Order, Post
 
 REPORT_S = 60.0
@@ -147,6 +148,9 @@ async def _send(running: Running, plan: Plan, result: Result, on_progress: OnPro
                 send_posts(plan.posts, plan.orders, plan.clicks, running.edge_url, plan.programme.token, heard)
             )
             killers = {name: group.create_task(kill) for name, kill in _kills(running, wanted, heard)}
+        await showing
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None  # one says enough, the rest were cancelled for it
     finally:
         showing.cancel()
     result.kills = {name: len(killer.result()) for name, killer in killers.items()}
@@ -160,7 +164,9 @@ def _kills(running: Running, wanted: Wanted, heard: Heard) -> Iterator[tuple[str
 
 
 async def _show(heard: Heard, wanted: Wanted, posts: int, on_progress: OnProgress) -> None:
-    while True:
+    ended = False
+    while not ended:
+        ended = heard.sent == wanted.clicks and heard.posts == posts
         on_progress("clicks", heard.sent, wanted.clicks)
         on_progress("conversion posts", heard.posts, posts)
         await asyncio.sleep(0.1)
@@ -277,6 +283,9 @@ def main(data: Path, wanted: Wanted) -> int:
             result = run(data, wanted, on_progress)
         except FileNotFoundError:
             console.print(f"nothing runs in {data}: start `clickdam up` first")
+            return 1
+        except (Refused, NoReceipt, NothingToKill) as reason:
+            console.print(f"the replay was broken off: {reason}", highlight=False)
             return 1
     show(result, console)
     return 0 if result.ok else 1
