@@ -66,6 +66,7 @@ REREAD_POSITIONS_S = 5.0  # a quiet consumer asks again where it is: Postgres ma
 TASK_RESTART_MAX_S = 5.0  # the longest pause before a crashed task begins again
 PRUNE_EVERY_S = 60.0  # segments are removed this much later than they might be
 TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
+SIFT_S = 300.0  # to find the refused records of a batch; 30 s when all 5,000 of them are
 CONNECT_S = 5.0  # to open a database connection
 CLOSE_S = 1.0  # to say goodbye to a database or Redis that may be frozen
 DATABASE_RETRY_MAX_S = 2.0  # the longest pause between attempts while Postgres is away

@@ -43,6 +43,9 @@ async def commit(batch: Batch, session: Session, *, sifting: bool = False) -> Ap
         applied, poisonous = await apply(session, batch, decoded.good)  # 3 4 5
         dead = decoded.dead + poisonous
         await bury(session.db, batch, dead)
+    if dead:
+        first = dead[0]
+        log.error("dead_letters", count=len(dead), source=batch.source, offset=first.record.offset, reason=first.reason)
     return Applied(batch.next, *applied, len(dead))  # 6
 
 
@@ -67,7 +70,6 @@ async def _sift(session: Session, batch: Batch, good: Sequence[Good]) -> tuple[_
     except Poison as error:
         reason = type(error).__name__
     if len(good) == 1:
-        log.error("record_refused", source=batch.source, offset=good[0].record.offset, reason=reason)
         return (0, 0, 0), [Dead(good[0].record, f"refused: {reason}")]
     half = len(good) // 2
     (clicks, conversions, beats), dead = await _sift(session, batch, good[:half])

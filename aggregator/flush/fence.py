@@ -17,14 +17,21 @@ from schemas.journal import FIRST_OFFSET
 
 log = structlog.get_logger()
 
-# A holder that works for us all is left alone; one whose server process waits for its client is frozen or gone.
+# A holder that works is left alone; one whose server process has waited for its client all that time is frozen or gone.
 # MATERIALIZED: as one condition among others, pg_terminate_backend could be called for rows that the others exclude.
 _END_FROZEN = """
 WITH frozen AS MATERIALIZED (
     SELECT pid FROM pg_stat_activity
     WHERE pid = ANY (pg_blocking_pids($1)) AND wait_event_type = 'Client'
-      AND xact_start < clock_timestamp() - make_interval(secs => $2))
+      AND state_change < clock_timestamp() - make_interval(secs => $2))
 SELECT pid, pg_terminate_backend(pid) FROM frozen
+"""
+
+# Asked first, because ON CONFLICT DO NOTHING waits for whoever is just moving the row, a zombie too.
+_BEGIN = """
+INSERT INTO log_position (source, partition, next) SELECT $1, $2, $3
+WHERE NOT EXISTS (SELECT FROM log_position WHERE source = $1 AND partition = $2)
+ON CONFLICT DO NOTHING
 """
 
 
@@ -37,10 +44,7 @@ async def positions(db: Database) -> Positions:
 async def begin_partition(db: Database, batch: Batch) -> None:
     """Make the fence's row before the first batch of a partition, outside its transaction."""
     if batch.first == FIRST_OFFSET:
-        await db.execute(
-            "INSERT INTO log_position (source, partition, next) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-            batch.source, batch.partition, FIRST_OFFSET,
-        )  # fmt: skip
+        await db.execute(_BEGIN, batch.source, batch.partition, FIRST_OFFSET)
 
 
 async def fence(session: Session, batch: Batch) -> None:

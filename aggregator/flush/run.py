@@ -31,16 +31,21 @@ async def consume(settings: AggregatorSettings, ready: asyncio.Event) -> None:
     reader = JournalReader(settings.journal_folder)
     pause_s = _RETRY_FIRST_S
     while True:
-        began = time.monotonic()
-        try:
-            async with open_session(settings) as session:
-                await follow(session, reader, ready)
-        except (Unknown, asyncpg.PostgresError, *Poison, *DatabaseAway) as error:
-            metrics.DROPPED.labels(type(error).__name__).inc()
-            log.warning("batch_dropped", error=type(error).__name__, detail=str(error)[:200])
-        lasted_s = time.monotonic() - began
-        pause_s = _RETRY_FIRST_S if lasted_s > limits.DATABASE_RETRY_MAX_S else pause_s * 2
-        await asyncio.sleep(min(pause_s, limits.DATABASE_RETRY_MAX_S))
+        applied = await _one_session(settings, reader, ready)
+        pause_s = _RETRY_FIRST_S if applied else min(pause_s * 2, limits.DATABASE_RETRY_MAX_S)
+        await asyncio.sleep(pause_s)
+
+
+async def _one_session(settings: AggregatorSettings, reader: Reader, ready: asyncio.Event) -> int:
+    """Follow the log until an error ends the connection. Answers how many batches were applied."""
+    session = None
+    try:
+        async with open_session(settings) as session:
+            await follow(session, reader, ready)
+    except (Unknown, asyncpg.PostgresError, *Poison, *DatabaseAway) as error:
+        metrics.DROPPED.labels(type(error).__name__).inc()
+        log.warning("batch_dropped", error=type(error).__name__, detail=str(error)[:200])
+    return session.applied if session else 0
 
 
 async def follow(session: Session, reader: Reader, ready: asyncio.Event) -> None:
@@ -63,6 +68,7 @@ async def _apply_until_quiet(session: Session, reader: Reader) -> None:
         if batch:
             with metrics.BATCH_SECONDS.time():
                 applied = await apply(session, batch)
+            session.applied += 1
             _count(applied)
             quiet_since = time.monotonic()
 
@@ -74,7 +80,7 @@ async def apply(session: Session, batch: Batch) -> Applied:
             return await commit(batch, session)
     except Poison as error:
         log.warning("batch_sifted", source=batch.source, first=batch.first, error=type(error).__name__)
-        async with asyncio.timeout(limits.TRANSACTION_S):
+        async with asyncio.timeout(limits.SIFT_S):
             return await commit(batch, session, sifting=True)
 
 

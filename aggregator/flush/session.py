@@ -29,13 +29,15 @@ Poison = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, OverflowError, U
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """A connection, the days known to have a partition, and for how many batches copies of clicks are expected."""
+    """A connection, the days known to have a partition, for how many batches copies of clicks are expected, and how
+    many batches were applied."""
 
     db: Connection
     database_url: str
     retention_days: int
     days: set[date] = field(default_factory=set)
     clashing_batches: int = 0
+    applied: int = 0
 
     async def ensure(self, days: Iterable[date]) -> None:
         """Make the partitions these days need."""

@@ -1,0 +1,79 @@
+"""Consumers race on one journal while their connections are ended, their commits cut and they themselves killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from aggregator.flush.run import consume
+from loadtests.faults.drift import drift
+from loadtests.faults.journals import append, clicks, consumed, conversion, new_segment, settings
+from loadtests.faults.proxy import FaultProxy
+from schemas.settings import AggregatorSettings
+
+CONSUMERS = 3
+FAULTS = 40
+_END_ONE = """
+WITH chosen AS MATERIALIZED (
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'clickdam-consumer' ORDER BY random() LIMIT 1)
+SELECT pg_terminate_backend(pid) FROM chosen
+"""
+
+
+class Racers:
+    """Consumers that can be killed, and are then started again."""
+
+    def __init__(self, of: AggregatorSettings) -> None:
+        self._of = of
+        self._tasks = [self._start() for _ in range(CONSUMERS)]
+
+    def _start(self) -> asyncio.Task[None]:
+        return asyncio.create_task(consume(self._of, asyncio.Event()))
+
+    async def kill(self, number: int) -> None:
+        assert not self._tasks[number].done()
+        self._tasks[number].cancel()
+        await asyncio.gather(self._tasks[number], return_exceptions=True)
+        self._tasks[number] = self._start()
+
+    async def stop(self) -> None:
+        assert not any(task.done() for task in self._tasks)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_totals_equal_the_log_after_any_faults(seed: int, database_url: str, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    parts = urlsplit(database_url)
+    segments = [new_segment(tmp_path, slot) for slot in (0, 1)]
+    shared = clicks(2_000)
+    direct = await asyncpg.connect(database_url)
+    async with FaultProxy("127.0.0.1", parts.port or 5432) as proxy:
+        netloc = f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}"
+        racers = Racers(settings(parts._replace(netloc=netloc).geturl(), tmp_path))
+        for _ in range(FAULTS):
+            for segment in segments:
+                repeated = dice.sample(shared, dice.randrange(100))
+                append(segment, [*clicks(dice.randrange(200)), *repeated, conversion()], row_events=40)
+            match dice.randrange(4):
+                case 0:
+                    await direct.execute(_END_ONE)
+                case 1:
+                    await racers.kill(dice.randrange(CONSUMERS))
+                case choice:
+                    proxy.cut_on(b"COMMIT\0", forward=choice == 2)
+            await asyncio.sleep(dice.random() * 0.12)
+        await consumed(database_url, tmp_path)
+        await racers.stop()
+        print(f"seed {seed}: {proxy.cuts} commits cut")  # noqa: T201 - the figure of this promise
+        assert proxy.cuts > 3
+    await direct.close()
+    assert (await drift(database_url, tmp_path)).drift == 0

@@ -1,0 +1,104 @@
+"""An aggregator frozen inside a COPY holds its locks; another takes over, and what the zombie does later counts not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+
+from aggregator.db import partitions
+from loadtests.faults.drift import drift, value
+from loadtests.faults.journals import append, click, clicks, consumed, consuming, new_segment, now_ms, settings
+from schemas.events import Click
+
+TAKEOVER_S = 8.0
+_IN_COPY = """
+SELECT pid FROM pg_stat_activity
+WHERE datname = current_database() AND query LIKE 'COPY %' AND state = 'active' AND wait_event_type = $1
+"""
+
+
+@asynccontextmanager
+async def aggregator(database_url: str, redis_url: str, folder: Path) -> AsyncIterator[Process]:
+    """A real process."""
+    urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "LOG_URL": f"journal://{folder}"}
+    env = os.environ | {f"CLICKDAM_{name}": url for name, url in urls.items()} | {"CLICKDAM_ADMIN_PORT": "0"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from deploy.run.cli import main; main()", "aggregator",
+        env=env, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def its_first_click_is_being_written(database_url: str, first: Click) -> AsyncIterator[None]:
+    """Somebody else is about to write this id: a COPY that holds it waits, with all behind it unread."""
+    blocker = await asyncpg.connect(database_url)
+    today = datetime.now(UTC).date()
+    await partitions.ensure(blocker, [today - timedelta(days=1), today])
+    async with blocker.transaction():
+        await blocker.execute(
+            "INSERT INTO click (id, link_id, offer_id, partner_id, click_class) VALUES ($1, 1, 1, 1, 0)", first.id
+        )
+        yield
+        await blocker.execute("DELETE FROM click WHERE id = $1", first.id)
+    await blocker.close()
+
+
+async def a_copy_waits_for(database_url: str, what: str) -> int:
+    async with asyncio.timeout(20):
+        while True:
+            pid = await value(database_url, _IN_COPY, what)
+            if pid:
+                return int(pid)
+            await asyncio.sleep(0.02)
+
+
+def more_than_the_sockets_hold() -> list[Click]:
+    """About 20 MB, so that the frozen process cannot have sent the end of its COPY."""
+    now = now_ms()
+    return [click(now - 5_000 + n, subs={"sub1": "x" * 4_000}, link_id=n % 9 + 1) for n in range(5_000)]
+
+
+async def test_another_takes_over_from_a_zombie_frozen_inside_a_copy(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    big = more_than_the_sockets_hold()
+    segment = new_segment(tmp_path)
+    append(segment, big, row_events=len(big))
+    async with aggregator(database_url, redis_url, tmp_path) as zombie:
+        async with its_first_click_is_being_written(database_url, big[0]):
+            await a_copy_waits_for(database_url, "Lock")
+            zombie.send_signal(signal.SIGSTOP)
+        frozen = await a_copy_waits_for(database_url, "Client")
+        await asyncio.sleep(0.5)
+        assert await a_copy_waits_for(database_url, "Client") == frozen
+
+        async with consuming(settings(database_url, tmp_path)):
+            began = time.monotonic()
+            await consumed(database_url, tmp_path, within_s=TAKEOVER_S)
+            print(f"taken over from the zombie in {time.monotonic() - began:.1f} s")  # noqa: T201 - the figure of this promise
+            zombie.send_signal(signal.SIGCONT)
+            for _ in range(5):
+                append(segment, clicks(300))
+                await asyncio.sleep(0.2)
+            await consumed(database_url, tmp_path)
+
+        append(segment, clicks(300))
+        await consumed(database_url, tmp_path)  # by the former zombie alone
+        assert zombie.returncode is None
+    figures = await drift(database_url, tmp_path)
+    assert (figures.drift, figures.in_postgres) == (0, 5_000 + 6 * 300)
