@@ -7,12 +7,10 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
+from deploy.run.children import CannotStart
+
 _opener = build_opener(ProxyHandler({}))  # a proxy of the environment does not lead to this machine
 ANSWER_S = 10.0
-
-
-class Refused(RuntimeError):
-    """Our own API said no."""
 
 
 def answers(url: str) -> bool:
@@ -25,7 +23,7 @@ def answers(url: str) -> bool:
 
 
 def post(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
-    """POST JSON with an API key; the answer's JSON. Raises Refused."""
+    """POST JSON with an API key; the answer's JSON. Raises CannotStart."""
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = Request(url, data=json.dumps(body).encode(), headers=headers, method="POST")  # noqa: S310
     try:
@@ -33,4 +31,6 @@ def post(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
             found: dict[str, Any] = json.load(answer)
             return found
     except HTTPError as error:
-        raise Refused(f"{url}: {error.code} {error.read().decode(errors='replace')}") from None
+        raise CannotStart(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from None
+    except OSError as error:
+        raise CannotStart(f"{url} does not answer: {error}") from None

@@ -67,6 +67,11 @@ class Machine:
         return chosen("LOG_URL", f"journal://{self.data / 'journal'}")
 
     @property
+    def metrics_urls(self) -> dict[str, str]:
+        host = reachable(self.wanted.host)
+        return {name: f"http://{host}:{port}/metrics" for name, port in self.admin_ports.items()}
+
+    @property
     def link_url(self) -> str:
         return f"{self.edge_url}/c/{self.memory.demo.code}" if self.memory.demo else ""
 
@@ -81,7 +86,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "database_url": machine.database_url,
         "admin_key": machine.memory.admin_key,
         "processes": pids(machine.kept),
-        "metrics_urls": {name: f"http://127.0.0.1:{port}/metrics" for name, port in machine.admin_ports.items()},
+        "metrics_urls": machine.metrics_urls,
         "demo": {"link_url": machine.link_url, **msgspec.structs.asdict(demo)} if demo else None,
     }
 

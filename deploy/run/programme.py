@@ -11,7 +11,7 @@ PAYOUT = {"model": "cpa", "amount_minor": 1_200, "currency": "EUR"}
 
 
 def seed(api_url: str, admin_key: str, shop_url: str, code: str = "demo") -> Demo:
-    """An advertiser with the demo shop, a partner with a link to it. Raises deploy.run.http.Refused."""
+    """An advertiser with the demo shop, a partner with a link to it. Raises CannotStart."""
     advertiser = post(f"{api_url}/v1/advertisers", admin_key, {"name": "Demo shop"})
     partner = post(f"{api_url}/v1/partners", admin_key, {"name": "Demo partner"})
     offer = {

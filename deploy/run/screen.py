@@ -15,7 +15,7 @@ def show(places: dict[str, str], link_url: str, edge_url: str, api_url: str, dem
     console = Console(soft_wrap=True, highlight=False)
     console.print("\n[bold]Clickdam runs.[/bold] Ctrl-C stops it.\n")
     for name, place in places.items():
-        console.print(f"  {name:<12}", end="")
+        console.print(f"  {name:<14}", end="")
         console.print(place, markup=False)
     if demo is not None:
         console.print("\nOpen the demo link in a browser and buy something:\n")
@@ -31,7 +31,7 @@ def lines(link_url: str, edge_url: str, api_url: str, demo: Demo) -> list[str]:
     sale = f"order_id={order_id()}&amount=49.90&currency=EUR&token={demo.advertiser_token}"
     postback = f'curl -s "{edge_url}/postback?click_id=$CID&{sale}"; echo'
     what = "timezone=UTC&group_by=day&metrics=clicks,conversions,sale_amount,payout"
-    report = f"{api_url}/v1/reports?from=$(date -u +%F)&to=$(date -u +%F)&{what}"
+    report = f"{api_url}/v1/reports?from=$(date -u +%F)&{what}"
     click = f"curl -s -o /dev/null -w '%{{redirect_url}}' -A '{BROWSER}' {link_url}"
     return [
         f"CID=$({click} | sed 's/.*click_id=//; s/&.*//')",

@@ -159,7 +159,7 @@ def _keep(
 
 def _wait_ready(machine: Machine) -> None:
     urls = {
-        "aggregator": f"http://{reachable(machine.wanted.host)}:{machine.admin_ports['aggregator']}/ready",
+        "aggregator": machine.metrics_urls["aggregator"].replace("/metrics", "/ready"),
         "edge": f"{machine.edge_url}/ready",
         "api": f"{machine.api_url}/live",
     }
@@ -204,12 +204,14 @@ START: tuple[Callable[[Machine], None], ...] = (
 
 def _show(machine: Machine) -> None:
     folder.describe(machine.data, describe(machine))
+    shop = machine.memory.demo.shop_url if machine.memory.demo else "none"
     places = {
         "edge": f"{machine.edge_url}  (workers: {machine.wanted.workers})",
         "api": machine.api_url,
-        "metrics": "  ".join(f"http://127.0.0.1:{port}/metrics" for port in machine.admin_ports.values()),
-        "data": str(machine.data),
-        "told to": f"{machine.data / folder.DESCRIPTION}  (urls, pids and keys for other programs)",
+        "demo shop": shop,
+        "metrics": "  ".join(machine.metrics_urls.values()),
+        "data": f"{machine.data}  (logs in logs/)",
+        "for programs": f"{machine.data / folder.DESCRIPTION}  (urls, keys and pids)",
     }
     show(places, machine.link_url, machine.edge_url, machine.api_url, machine.memory.demo)
 
