@@ -1,0 +1,60 @@
+"""P11: no request on the edge runs a query: aggregator and API stand still, 20,000 clicks pass, Postgres hears none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import asyncpg
+
+from loadtests.clicking import send_clicks
+from loadtests.faults.edges import BROWSER
+from loadtests.heard import Heard
+from loadtests.programme import api, make_programme
+from loadtests.system import clickdam_up
+from loadtests.workload import Click
+
+CLICKS = 20_000
+CALLS = "SELECT sum(calls)::bigint FROM pg_stat_statements"
+
+
+@contextmanager
+def frozen(pids: list[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def clicks(codes: tuple[str, ...]) -> list[Click]:
+    headers = (("User-Agent", BROWSER), ("Accept", "text/html"))
+    return [
+        Click(n, 0.0, "browser", n % len(codes), "GET", f"/c/{codes[n % len(codes)]}", headers, None)
+        for n in range(CLICKS)
+    ]
+
+
+async def test_twenty_thousand_clicks_run_no_query(capsys) -> None:
+    with clickdam_up(workers=1) as data:
+        told = json.loads((data / "clickdam.json").read_text())
+        async with api(told["api_url"], told["admin_key"]) as session:
+            programme = await make_programme(session, "p11", 50, lambda: None)
+        postgres = await asyncpg.connect(told["database_url"])
+        await postgres.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+        with frozen(told["processes"]["aggregator"] + told["processes"]["api"]):
+            before = await postgres.fetchval(CALLS)
+            heard = Heard()
+            await send_clicks(clicks(programme.codes), told["edge_url"], heard)
+            after = await postgres.fetchval(CALLS)
+        await postgres.close()
+        answered = sum(n for (_, status), n in heard.statuses.items() if status == 302)
+        with capsys.disabled():
+            print(f"\nP11: {answered:,} clicks answered 302, {after - before - 1} queries on the request path")
+        assert answered == CLICKS
+        assert after - before == 1, "the reading itself is the one query"
