@@ -18,6 +18,7 @@ STATUS = {
     "too_large": 413,
     "too_long": 414,
     "unsupported_media_type": 415,
+    "internal": 500,
     "unavailable": 503,
     # conversion doors: the reason on a `rejected` receipt
     "bad_parameters": 400,
@@ -41,6 +42,7 @@ STATUS = {
 }
 
 RETRY_AFTER_S = 2
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
 
 
 class Refused(Exception):
@@ -55,7 +57,7 @@ class Refused(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(RETRY_AFTER_S)} if self.status == 503 else {}
+        return _HEADERS.get(self.status, {})
 
     def body(self) -> dict[str, Any]:
         error = {"code": self.code, "message": self.message}

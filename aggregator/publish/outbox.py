@@ -6,7 +6,7 @@ import asyncio
 
 import structlog
 
-from aggregator.db.connect import Database, DatabaseAway
+from aggregator.db.connect import Database, DatabaseAway, Pool
 from aggregator.publish.denormalise import SELECT, Kind, current
 from aggregator.publish.write import EpochBehind, write
 from schemas import limits, links
@@ -40,15 +40,16 @@ async def drain(db: Database, redis: Redis) -> int:
     return len(taken)
 
 
-async def publish_now(db: Database, redis: Redis, kind: Kind, row_id: int) -> bool:
+async def publish_now(pool: Pool, redis: Redis, kind: Kind, row_id: int) -> bool:
     """Write a row that was just committed, so that it is live when the API answers; a link with its offer and partner.
 
     False when it is not live within `limits.PUBLISH_TIMEOUT_S`; the publisher then gets to it by its outbox entry,
     which stays in any case: writing a value again that is there already changes nothing.
     """
     try:
-        async with asyncio.timeout(limits.PUBLISH_TIMEOUT_S):
-            await write(redis, await _with_what_it_needs(db, kind, row_id))
+        async with asyncio.timeout(limits.PUBLISH_TIMEOUT_S), pool.acquire() as db:
+            configs = await _with_what_it_needs(db, kind, row_id)
+            await write(redis, configs)
     except (*RedisError, *DatabaseAway, EpochBehind) as error:
         log.warning("not_live_yet", kind=kind, row_id=row_id, error=type(error).__name__)
         return False

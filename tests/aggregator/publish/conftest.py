@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from aggregator.db.connect import Connection, connect
+from aggregator.db.connect import Connection, Pool, connect
+from aggregator.db.connect import pool as open_pool
 from schemas.redis import Redis, publishing
 
 
@@ -12,6 +13,12 @@ async def db(database_url: str) -> AsyncIterator[Connection]:
     connection = await connect(database_url, command_timeout_s=5)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    async with open_pool(database_url) as connections:
+        yield connections
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from aggregator.db.connect import Connection, connect
+from aggregator.db.connect import Connection, Pool, connect
 from aggregator.publish.outbox import drain, enqueue, publish_now
 from schemas import links, redis_keys
 from schemas.redis import Redis, RedisError, done, publishing
@@ -24,30 +24,30 @@ async def test_a_drained_change_is_in_redis_and_out_of_the_queue(db: Connection,
     assert await done(redis.exists(redis_keys.offer(rows.offer_id), redis_keys.advertiser(token))) == 2
 
 
-async def test_a_change_stays_queued_while_redis_is_away(db: Connection, rows: Any) -> None:
+async def test_a_change_stays_queued_while_redis_is_away(db: Connection, pool: Pool, rows: Any) -> None:
     await enqueue(db, "link", rows.link_id)
     async with publishing("redis://127.0.0.1:1/0") as away:
         with pytest.raises(RedisError):
             await drain(db, away)
-        assert await publish_now(db, away, "link", rows.link_id) is False
+        assert await publish_now(pool, away, "link", rows.link_id) is False
     assert await db.fetchval("SELECT count(*) FROM outbox") == 1
 
 
-async def test_a_published_link_brings_its_offer_and_partner(db: Connection, redis: Redis, rows: Any) -> None:
-    assert await publish_now(db, redis, "link", rows.link_id) is True
+async def test_a_published_link_brings_its_offer_and_partner(pool: Pool, redis: Redis, rows: Any) -> None:
+    assert await publish_now(pool, redis, "link", rows.link_id) is True
     wanted = (LINK, redis_keys.offer(rows.offer_id), redis_keys.partner(rows.partner_id))
     assert await done(redis.exists(*wanted)) == 3
 
 
-async def test_an_epoch_that_is_behind_is_not_live(db: Connection, redis: Redis, rows: Any) -> None:
+async def test_an_epoch_that_is_behind_is_not_live(db: Connection, pool: Pool, redis: Redis, rows: Any) -> None:
     await db.execute("UPDATE publishing SET epoch = 9")
-    await publish_now(db, redis, "link", rows.link_id)
+    await publish_now(pool, redis, "link", rows.link_id)
     await db.execute("UPDATE publishing SET epoch = 3")
-    assert await publish_now(db, redis, "link", rows.link_id) is False
+    assert await publish_now(pool, redis, "link", rows.link_id) is False
 
 
 async def test_two_publishers_and_the_api_at_once_end_with_the_last_change(
-    database_url: str, db: Connection, redis: Redis, rows: Any, set_status: Any
+    database_url: str, db: Connection, pool: Pool, redis: Redis, rows: Any, set_status: Any
 ) -> None:
     others = [await connect(database_url, command_timeout_s=5) for _ in range(2)]
     running = True
@@ -60,7 +60,7 @@ async def test_two_publishers_and_the_api_at_once_end_with_the_last_change(
     for n in range(100):
         await set_status(rows.link_id, "paused" if n % 2 else "active")
         if n % 3 == 0:
-            await publish_now(db, redis, "link", rows.link_id)
+            await publish_now(pool, redis, "link", rows.link_id)
     while await db.fetchval("SELECT EXISTS (SELECT FROM outbox)"):
         await asyncio.sleep(0.01)
     running = False

@@ -1,0 +1,143 @@
+"""The HTTP API: its routes, who may call them, the shape of its errors, its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from aggregator.api import advertisers, health, keys, links, offers, partners, reports
+from aggregator.api.calling import CALLER, Api
+from aggregator.db.connect import acquire, pool
+from schemas import limits
+from schemas.errors import STATUS, Refused
+from schemas.http_log import HttpLog
+from schemas.redis import publishing
+from schemas.settings import ApiSettings
+
+log = structlog.get_logger()
+
+Handler = Callable[[Api, web.Request], Awaitable[web.Response]]
+_Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+NOBODY: frozenset[str] = frozenset()  # no key needed
+ADMIN = frozenset({"admin"})
+OWN_ROWS = frozenset({"admin", "partner"})
+ROUTES: tuple[tuple[str, str, frozenset[str], Handler], ...] = (
+    ("POST", "/v1/advertisers", ADMIN, advertisers.post),
+    ("POST", "/v1/partners", ADMIN, partners.post),
+    ("POST", "/v1/offers", ADMIN, offers.post),
+    ("POST", "/v1/links", ADMIN, links.post),
+    ("PATCH", "/v1/links/{id}", ADMIN, links.patch),
+    ("POST", "/v1/keys", ADMIN, keys.post),
+    ("GET", "/v1/reports", OWN_ROWS, reports.get),
+    ("GET", "/live", NOBODY, health.live),
+    ("GET", "/ready", NOBODY, health.ready),
+)
+
+
+async def serve(settings: ApiSettings, sock: socket.socket) -> None:
+    """Serve on a listening socket until SIGTERM; requests in flight are finished. Waits for a Postgres that is away."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with open_api(settings) as api, serving(api, sock):
+        await stop.wait()
+        api.draining = True
+
+
+@contextlib.asynccontextmanager
+async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
+    """Everything the calls need, opened in the order it depends on and closed in reverse."""
+    async with publishing(settings.redis_url) as redis, pool(settings.database_url) as connections:
+        api = Api(connections, redis, settings.public_url)
+        warming = asyncio.create_task(warm_up(api), name="api-warm-up")
+        try:
+            yield api
+        finally:
+            warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await warming
+
+
+async def warm_up(api: Api) -> None:
+    """Ready once Postgres has answered; what dies later is answered with 503, call by call."""
+    while not api.warm:
+        try:
+            async with acquire(api.pool) as db:
+                await db.execute("SELECT")
+            api.warm = True
+            log.info("api_ready")
+        except Refused:
+            await asyncio.sleep(limits.DATABASE_RETRY_MAX_S)
+
+
+@contextlib.asynccontextmanager
+async def serving(api: Api, sock: socket.socket) -> AsyncIterator[None]:
+    """HTTP on the socket; on leaving, requests in flight are finished."""
+    runner = web.AppRunner(
+        application(api),
+        access_log=None,
+        logger=HttpLog(),
+        handler_cancellation=False,
+        keepalive_timeout=limits.KEEPALIVE_S,
+        max_line_size=limits.LINE_BYTES_MAX,
+        max_field_size=limits.HEADER_BYTES_MAX,
+        shutdown_timeout=limits.SHUTDOWN_S,
+    )
+    await runner.setup()
+    await web.SockSite(runner, sock, backlog=limits.BACKLOG).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def application(api: Api) -> web.Application:
+    app = web.Application(middlewares=[errors], client_max_size=limits.BODY_BYTES_MAX)
+    for method, path, roles, handler in ROUTES:
+        app.router.add_route(method, path, _guarded(api, roles, handler))
+    return app
+
+
+def _guarded(api: Api, roles: frozenset[str], handler: Handler) -> _Serve:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if roles:
+            caller = await keys.authenticate(api, request)
+            if caller.role not in roles:
+                raise Refused("forbidden", f"not for a key with the role {caller.role}")
+            request[CALLER] = caller
+        return await handler(api, request)
+
+    return handle
+
+
+@web.middleware
+async def errors(request: web.Request, handler: _Serve) -> web.StreamResponse:
+    """Whatever goes wrong leaves in one shape: `{"error": {"code", "message", "field"?}}`."""
+    try:
+        if len(request.raw_path) > limits.QUERY_BYTES_MAX:
+            raise Refused("too_long", f"a request line has at most {limits.QUERY_BYTES_MAX} bytes")
+        return await handler(request)
+    except Refused as refusal:
+        return _answer(refusal)
+    except web.HTTPException as error:
+        code = next((code for code, status in STATUS.items() if status == error.status), "bad_request")
+        return _answer(Refused(code, error.reason), allow=error.headers.get("Allow"))
+    except Exception as error:
+        # neither message nor values: they may hold what a caller sent, a token among it
+        log.error("request_failed", error=type(error).__name__, trace=traceback.format_tb(error.__traceback__))
+        return _answer(Refused("internal", "something went wrong on our side"))
+
+
+def _answer(refusal: Refused, allow: str | None = None) -> web.Response:
+    if refusal.status >= 500 and refusal.__cause__ is not None:
+        log.warning("request_refused", code=refusal.code, error=type(refusal.__cause__).__name__)
+    headers = dict(refusal.headers) | ({"Allow": allow} if allow else {})
+    return web.json_response(refusal.body(), status=refusal.status, headers=headers)

@@ -1,0 +1,105 @@
+"""What every call to the API has: who calls, what it is carried out with, and how its body is read."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from aggregator.db.connect import Pool
+from schemas import limits
+from schemas.errors import Refused
+from schemas.redis import Redis
+
+ID_MAX = 2**31 - 1  # ids are int4 in Postgres
+Id = Annotated[int, msgspec.Meta(ge=1, le=ID_MAX)]
+# nothing that a terminal or a log would act on, and something to see
+Name = Annotated[
+    str,
+    msgspec.Meta(min_length=1, max_length=limits.NAME_MAX, pattern=r"\A(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"),
+]
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`\Z")
+_MISSING = re.compile(r"Object missing required field `([^`]*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_SHOWN_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose key it is."""
+
+    role: str
+    partner_id: int | None = None
+    advertiser_id: int | None = None
+
+
+CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once its key is known
+
+
+@dataclass(slots=True)
+class Api:
+    """What the calls are carried out with."""
+
+    pool: Pool
+    redis: Redis
+    public_url: str
+    warm: bool = False
+    draining: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.warm and not self.draining
+
+
+async def read_body(request: web.Request, kind: type[Body]) -> Body:
+    """The JSON body as `kind`. Raises Refused naming the field, or web.HTTPRequestEntityTooLarge."""
+    raw = await _read(request)
+    try:
+        return msgspec.json.decode(raw, type=kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused("bad_json", f"the body is not JSON: {_shown(str(error))}") from None
+
+
+def answer(body: dict[str, Any], status: int = 200) -> web.Response:
+    return web.json_response(body, status=status)
+
+
+async def _read(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(limits.SLOW_BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise Refused("bad_request", "the body did not arrive in time") from None
+    except (HttpProcessingError, web.RequestPayloadError, ValueError) as error:
+        raise Refused("bad_request", f"the body cannot be read: {type(error).__name__}") from None
+
+
+def _refusal(message: str) -> Refused:
+    """msgspec's sentence as our refusal."""
+    place = _PLACE.search(message)
+    path, message = (place[1], message[: place.start()]) if place else ("", message)
+    if missing := _MISSING.fullmatch(message):
+        return Refused("missing_field", f"{_within(path, missing[1])} is missing", _within(path, missing[1]))
+    if unknown := _UNKNOWN.fullmatch(message):
+        field = _within(path, _shown(unknown[1]))
+        return Refused("unknown_field", f"there is no field {field}", field)
+    if "matching regex" in message:
+        message = "must not be blank or have control characters"
+    return Refused("bad_value", _shown(f"{path}: {message}" if path else message), path or None)
+
+
+def _within(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _shown(text: str) -> str:
+    return text[:_SHOWN_MAX].encode("ascii", "backslashreplace").decode()

@@ -1,0 +1,109 @@
+"""API keys: `cd_`, 32 random characters, 6 of a checksum. Only a key's hash is kept, so it can be shown just once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import web
+
+from aggregator.api.calling import Api, Caller, Id, answer, read_body
+from aggregator.api.secret_text import base62, random_base62
+from aggregator.api.writing import changing, refusing_unknown_ids
+from aggregator.db.connect import Database, acquire
+from schemas.errors import Refused
+
+OWNER = {"admin": None, "partner": "partner_id", "advertiser": "advertiser_id"}
+_KEY = re.compile(r"cd_([0-9A-Za-z]{32})([0-9A-Za-z]{6})", re.ASCII)
+_BEARER = re.compile(r"bearer +(\S+) *", re.ASCII | re.IGNORECASE)
+
+
+class NewKey(NamedTuple):
+    """`key` is the secret itself, which is not kept anywhere."""
+
+    id: int
+    key: str
+
+
+class KeyBody(msgspec.Struct, forbid_unknown_fields=True):
+    role: str
+    partner_id: Id | None = None
+    advertiser_id: Id | None = None
+
+
+async def post(api: Api, request: web.Request) -> web.Response:
+    """`POST /v1/keys {role, partner_id?, advertiser_id?}` -> `{id, key}`."""
+    body = await read_body(request, KeyBody)
+    async with changing(api.pool) as db:
+        made = await create(db, body.role, body.partner_id, body.advertiser_id)
+    return answer(made._asdict(), 201)
+
+
+async def create(db: Database, role: str, partner_id: int | None = None, advertiser_id: int | None = None) -> NewKey:
+    """Make a key. Raises Refused for an unknown role, or an owner that does not fit it or does not exist."""
+    _check_owner(role, {"partner_id": partner_id, "advertiser_id": advertiser_id})
+    key = new_key()
+    with refusing_unknown_ids():
+        key_id = await db.fetchval(
+            "INSERT INTO api_key (role, partner_id, advertiser_id, key_sha256, last_four) VALUES ($1, $2, $3, $4, $5)"
+            " RETURNING id",
+            role,
+            partner_id,
+            advertiser_id,
+            _digest(key),
+            key[-4:],
+        )
+    return NewKey(key_id, key)
+
+
+async def authenticate(api: Api, request: web.Request) -> Caller:
+    """Who sent this request. A text that cannot be a key costs no query. Raises Refused."""
+    key = _bearer(request)
+    if not is_well_formed(key):
+        raise Refused("unauthorized", "send a key as `Authorization: Bearer cd_...`")
+    async with acquire(api.pool) as db:
+        row = await db.fetchrow(
+            "SELECT role, partner_id, advertiser_id FROM api_key WHERE key_sha256 = $1", _digest(key)
+        )
+    if row is None:
+        raise Refused("unauthorized", "this key is not known")
+    return Caller(row["role"], row["partner_id"], row["advertiser_id"])
+
+
+def new_key() -> str:
+    random = random_base62(32)
+    return f"cd_{random}{checksum(random)}"
+
+
+def is_well_formed(key: str) -> bool:
+    found = _KEY.fullmatch(key)
+    return found is not None and checksum(found[1]) == found[2]
+
+
+def checksum(random: str) -> str:
+    """CRC-32 in base 62: a mistyped key is told apart from an unknown one without asking the database."""
+    return base62(zlib.crc32(random.encode("ascii")), 6)
+
+
+def _check_owner(role: str, owners: dict[str, int | None]) -> None:
+    if role not in OWNER:
+        raise Refused("bad_value", f"role must be one of {', '.join(OWNER)}", "role")
+    wanted = OWNER[role]
+    for field, value in owners.items():
+        if field == wanted and value is None:
+            raise Refused("missing_field", f"a key for a {role} needs {field}", field)
+        if field != wanted and value is not None:
+            raise Refused("bad_value", f"a key for the role {role} has no {field}", field)
+
+
+def _bearer(request: web.Request) -> str:
+    given = request.headers.getall("Authorization", [])
+    found = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
+    return found[1] if found else ""
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("ascii")).digest()

@@ -1,0 +1,92 @@
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pytest
+
+from aggregator.api import keys
+from aggregator.api.app import open_api, serving
+from aggregator.db.connect import Connection, connect
+from schemas.redis import Redis, publishing
+from schemas.settings import ApiSettings
+
+PUBLIC_URL = "https://go.example"
+
+
+@dataclass(frozen=True)
+class Client:
+    """Calls with a key; answers (status, body)."""
+
+    session: aiohttp.ClientSession
+    key: str
+
+    async def __call__(self, method: str, path: str, **request: Any) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {self.key}"} | request.pop("headers", {})
+        async with self.session.request(method, path, headers=headers, **request) as answer:
+            return answer.status, await answer.json()
+
+    def with_key(self, key: str) -> "Client":
+        return Client(self.session, key)
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Connection]:
+    connection = await connect(database_url, command_timeout_s=5)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with publishing(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str) -> ApiSettings:
+    return ApiSettings(database_url=database_url, redis_url=redis_url, public_url=PUBLIC_URL)
+
+
+@pytest.fixture
+async def session(settings: ApiSettings) -> AsyncIterator[aiohttp.ClientSession]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    async with open_api(settings) as api, serving(api, sock), aiohttp.ClientSession(url) as client:
+        yield client
+
+
+@pytest.fixture
+async def admin(session: aiohttp.ClientSession, db: Connection) -> Client:
+    return Client(session, (await keys.create(db, "admin")).key)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small programme, made through the API."""
+
+    advertiser_id: int
+    token: str
+    partner_id: int
+    offer_id: int
+    link_id: int
+    code: str
+
+
+@pytest.fixture
+async def made(admin: Client) -> Made:
+    _, advertiser = await admin("POST", "/v1/advertisers", json={"name": "Shop"})
+    _, partner = await admin("POST", "/v1/partners", json={"name": "Blog"})
+    _, offer = await admin("POST", "/v1/offers", json=offer_body(advertiser["id"]))
+    _, link = await admin("POST", "/v1/links", json={"offer_id": offer["id"], "partner_id": partner["id"]})
+    return Made(advertiser["id"], advertiser["token"], partner["id"], offer["id"], link["id"], link["code"])
+
+
+def offer_body(advertiser_id: int, **changed: Any) -> dict[str, Any]:
+    return {
+        "advertiser_id": advertiser_id,
+        "name": "Shoes",
+        "destination_url": "https://shop.example/?click={click_id}",
+        "payout": {"model": "cpa", "amount_minor": 425, "currency": "EUR"},
+    } | changed
