@@ -18,6 +18,7 @@ from schemas.settings import AggregatorSettings
 
 CONSUMERS = 3
 FAULTS = 40
+CUTS = 5
 _END_ONE = """
 WITH chosen AS MATERIALIZED (
     SELECT pid FROM pg_stat_activity
@@ -59,7 +60,9 @@ async def test_totals_equal_the_log_after_any_faults(seed: int, database_url: st
     async with FaultProxy("127.0.0.1", parts.port or 5432) as proxy:
         netloc = f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}"
         racers = Racers(settings(parts._replace(netloc=netloc).geturl(), tmp_path))
-        for _ in range(FAULTS):
+        faults = 0
+        while faults < FAULTS or proxy.cuts < CUTS:
+            faults += 1
             for segment in segments:
                 repeated = dice.sample(shared, dice.randrange(100))
                 append(segment, [*clicks(dice.randrange(200)), *repeated, conversion()], row_events=40)
@@ -73,7 +76,6 @@ async def test_totals_equal_the_log_after_any_faults(seed: int, database_url: st
             await asyncio.sleep(dice.random() * 0.12)
         await consumed(database_url, tmp_path)
         await racers.stop()
-        print(f"seed {seed}: {proxy.cuts} commits cut")  # noqa: T201 - the figure of this promise
-        assert proxy.cuts > 3
+        print(f"seed {seed}: {faults} faults, {proxy.cuts} of them commits cut")
     await direct.close()
     assert (await drift(database_url, tmp_path)).drift == 0

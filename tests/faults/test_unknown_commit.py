@@ -31,7 +31,7 @@ async def test_a_commit_whose_answer_is_lost_leaves_no_drift(happened: bool, dat
                 append(segment, [*clicks(200), *(conversion() for _ in range(20))])
                 await consumed(database_url, tmp_path)
                 assert await value(database_url, "SELECT count(*) FROM click") == 200 * (part + 1)
-        print(f"{proxy.cuts} commits cut")  # noqa: T201 - the figure of this promise
+        print(f"{proxy.cuts} commits cut")
         assert proxy.cuts >= 6
     figures = await drift(database_url, tmp_path)
     assert (figures.drift, figures.in_postgres, figures.orders_in_postgres) == (0, 1_600, 160)

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from deploy.run.children import free_port
 from loadtests.faults.drift import drift
 from loadtests.faults.journals import append, clicks, consumed, new_segment
+from loadtests.faults.processes import aggregator
+from loadtests.faults.proxy import FaultProxy
 
 START_S = 15.0
-
-
-@asynccontextmanager
-async def aggregator(
-    database_url: str, redis_url: str, folder: Path
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """A real process, and the URL of its admin port."""
-    port = free_port()
-    urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "LOG_URL": f"journal://{folder}"}
-    env = os.environ | {f"CLICKDAM_{name}": url for name, url in urls.items()} | {"CLICKDAM_ADMIN_PORT": str(port)}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from deploy.run.cli import main; main()", "aggregator",
-        env=env, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def status(url: str) -> tuple[int, str]:
@@ -85,3 +64,18 @@ async def test_it_is_alive_but_not_ready_while_postgres_and_redis_are_away_and_s
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
         assert time.monotonic() - began < 2
+
+
+async def test_it_exits_at_once_while_postgres_is_frozen(database_url: str, redis_url: str, tmp_path: Path) -> None:
+    parts = urlsplit(database_url)
+    segment = new_segment(tmp_path)
+    async with FaultProxy("127.0.0.1", parts.port or 5432) as proxy:
+        url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
+        async with aggregator(url, redis_url, tmp_path) as (process, admin):
+            await becomes(f"{admin}/ready", 200)
+            proxy.mode = "blackhole"
+            append(segment, clicks(100))
+            await asyncio.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(5):
+                assert await process.wait() == 0
