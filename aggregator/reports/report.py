@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from aggregator.db.connect import Database, Row
-from aggregator.reports.asked import Asked, Bucket, Group, buckets, write_cursor
+from aggregator.reports.asked import Asked, Group, buckets, write_cursor
 
-# $1 to $3 the buckets, $4 the programme's currency, $5 the limit, then what the scope needs
+# $1 and $2 the range, $3 the programme's currency, $4 the limit, then what group, scope and cursor need
 _REPORT = """
-WITH bucket AS (SELECT * FROM unnest($1::date[], $2::timestamptz[], $3::timestamptz[]) AS bucket (day, starts, ends)),
-clicked AS (
+WITH clicked AS (
     SELECT {group} AS "group", sum(clicks) AS clicks, sum(invalid_clicks) AS invalid_clicks
-    FROM bucket JOIN click_rollup ON quarter >= starts AND quarter < ends WHERE {scope} GROUP BY {group}
+    FROM click_rollup WHERE quarter >= $1 AND quarter < $2 {scope} GROUP BY 1
 ), converted AS (
-    SELECT {group} AS "group", currency::text AS currency, sum(conversions) AS conversions,
-           sum(sale_amount_minor) AS sale_amount, sum(payout_minor) AS payout,
-           row_number() OVER (PARTITION BY {group} ORDER BY currency::text COLLATE "C") AS place
-    FROM bucket JOIN conversion_rollup ON quarter >= starts AND quarter < ends WHERE {scope} GROUP BY {group}, currency
+    SELECT *, row_number() OVER (PARTITION BY "group" ORDER BY currency) AS place
+    FROM (
+        SELECT {group} AS "group", currency::text COLLATE "C" AS currency, sum(conversions) AS conversions,
+               sum(sale_amount_minor) AS sale_amount, sum(payout_minor) AS payout
+        FROM conversion_rollup WHERE quarter >= $1 AND quarter < $2 {scope} GROUP BY 1, 2
+    ) AS sold
 ), line AS (
-    SELECT "group", coalesce(currency, $4) COLLATE "C" AS currency,
+    SELECT "group", coalesce(currency, $3) COLLATE "C" AS currency,
            CASE WHEN place > 1 THEN 0 ELSE coalesce(clicks, 0) END AS clicks,
            CASE WHEN place > 1 THEN 0 ELSE coalesce(invalid_clicks, 0) END AS invalid_clicks,
            coalesce(conversions, 0) AS conversions, coalesce(sale_amount, 0) AS sale_amount,
@@ -28,14 +29,13 @@ clicked AS (
     FROM clicked FULL JOIN converted USING ("group")
 )
 SELECT "group", currency, clicks, invalid_clicks, conversions, sale_amount, payout
-FROM line WHERE {after} ORDER BY "group", currency LIMIT $5
+FROM line WHERE {after} ORDER BY "group", currency LIMIT $4
 """
 _COMPLETE_THROUGH = """
 SELECT CASE WHEN NOT EXISTS (SELECT FROM edge) THEN NULL
             WHEN NOT EXISTS (SELECT FROM edge WHERE closed_at IS NULL) THEN now()
             ELSE (SELECT nullif(complete_through, '-infinity') FROM complete_through) END
 """
-_GROUP = {"day": "day", "link": "link_id"}
 
 
 async def report(db: Database, asked: Asked, currency: str, partner_id: int | None) -> dict[str, Any]:
@@ -65,23 +65,25 @@ async def report(db: Database, asked: Asked, currency: str, partner_id: int | No
 
 
 async def _lines(db: Database, asked: Asked, currency: str, partner_id: int | None) -> list[Row]:
-    spans = buckets(asked) if asked.group_by == "day" else [Bucket(date.min, asked.starts, asked.ends)]
-    args: list[Any] = [
-        [span.day for span in spans],
-        [span.starts for span in spans],
-        [span.ends for span in spans],
-        currency,
-        asked.limit + 1,
-    ]
+    args: list[Any] = [asked.starts, asked.ends, currency, asked.limit + 1]
     sql = _REPORT.format(
-        group=_GROUP[asked.group_by], scope=_scope(args, asked.link_id, partner_id), after=_after(args, asked.after)
+        group=_group(args, asked), scope=_scope(args, asked.link_id, partner_id), after=_after(args, asked.after)
     )
     return await db.fetch(sql, *args)
 
 
+def _group(args: list[Any], asked: Asked) -> str:
+    """What rows are grouped by, as SQL. Days begin where we say, not by Postgres' own table of time zones."""
+    if asked.group_by == "link":
+        return "link_id"
+    days = buckets(asked)
+    args += [[day.day for day in days], [day.starts for day in days]]
+    return f"(${len(args) - 1}::date[])[width_bucket(quarter, ${len(args)}::timestamptz[])]"
+
+
 def _scope(args: list[Any], link_id: int | None, partner_id: int | None) -> str:
     """Which links count, as SQL; its values go to `args`."""
-    rules = ["true"]
+    rules = [""]
     if link_id is not None:
         args.append(link_id)
         rules.append(f"link_id = ${len(args)}")

@@ -4,7 +4,6 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-import pytest
 
 from aggregator.db.connect import Connection
 from schemas import links, redis_keys
@@ -68,27 +67,33 @@ async def test_each_change_is_queued_for_the_publisher(made: Any, db: Connection
     ]
 
 
-@pytest.mark.parametrize(
-    ("payout", "stored"),
-    [
-        ({"model": "cpa", "amount_minor": 0, "currency": "JPY"}, ("cpa", 0, None, "JPY")),
-        ({"model": "cpa", "amount_minor": 10**15, "currency": "EUR"}, ("cpa", 10**15, None, "EUR")),
-        ({"model": "cps", "percent": "7.25", "currency": "EUR"}, ("cps", None, Decimal("7.25"), "EUR")),
-        ({"model": "cps", "percent": "100", "currency": "BHD"}, ("cps", None, Decimal(100), "BHD")),
-        ({"model": "cps", "percent": "0.000001", "currency": "EUR"}, ("cps", None, Decimal("0.000001"), "EUR")),
-    ],
-)
-async def test_terms_are_kept_to_the_digit(
-    admin: Any, made: Any, db: Connection, payout: dict[str, Any], stored: tuple[Any, ...]
-) -> None:
-    body = {"advertiser_id": made.advertiser_id, "name": "x", "destination_url": "https://a.example", "payout": payout}
-    status, offer = await admin("POST", "/v1/offers", json=body)
-    assert status == 201
-    row = await db.fetchrow(
-        "SELECT model, amount_minor, percent, currency FROM offer_terms WHERE offer_id = $1", offer["id"]
-    )
-    assert row is not None
-    assert tuple(row) == stored
+TERMS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
+    ({"model": "cpa", "amount_minor": 0, "currency": "JPY"}, ("cpa", 0, None, "JPY")),
+    ({"model": "cpa", "amount_minor": 10**15, "currency": "EUR"}, ("cpa", 10**15, None, "EUR")),
+    ({"model": "cps", "percent": "7.25", "currency": "EUR"}, ("cps", None, Decimal("7.25"), "EUR")),
+    ({"model": "cps", "percent": "100", "currency": "BHD"}, ("cps", None, Decimal(100), "BHD")),
+    ({"model": "cps", "percent": "0.000001", "currency": "EUR"}, ("cps", None, Decimal("0.000001"), "EUR")),
+]
+
+
+async def test_terms_are_kept_to_the_digit(admin: Any, made: Any, db: Connection) -> None:
+    for payout, stored in TERMS:
+        status, offer = await admin("POST", "/v1/offers", json=offer_body(made.advertiser_id, payout))
+        assert status == 201
+        row = await db.fetchrow(
+            "SELECT model, amount_minor, percent, currency FROM offer_terms WHERE offer_id = $1", offer["id"]
+        )
+        assert row is not None
+        assert tuple(row) == stored
+
+
+def offer_body(advertiser_id: int, payout: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "advertiser_id": advertiser_id,
+        "name": "x",
+        "destination_url": "https://a.example",
+        "payout": payout,
+    }
 
 
 async def test_tokens_and_keys_are_kept_only_as_hashes(admin: Any, made: Any, db: Connection) -> None:

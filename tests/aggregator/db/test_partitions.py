@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -8,7 +9,9 @@ import pytest
 
 from aggregator.db import partitions
 from aggregator.db.connect import Connection, connect
+from loadtests.faults.proxy import FaultProxy
 from schemas.click_id import uuid7_bytes
+from schemas.settings import AggregatorSettings
 
 DAY = date(2026, 11, 27)
 INSERT = "INSERT INTO click (id, link_id, offer_id, partner_id, click_class) VALUES ($1, 1, 1, 1, 0)"
@@ -70,3 +73,25 @@ async def test_a_drop_that_was_cut_off_after_the_detach_is_finished(db: Connecti
     assert await partitions.existing(db) == set()
     assert await partitions.drop_older(db, 30) == [date(2020, 1, 1)]
     assert await db.fetchval("SELECT to_regclass('click_2020_01_01')") is None
+
+
+async def test_the_keeper_waits_for_a_postgres_that_is_away(database_url: str, db: Connection) -> None:
+    parts = urlsplit(database_url)
+    assert parts.hostname
+    assert parts.port
+    async with FaultProxy(parts.hostname, parts.port) as proxy:
+        proxy.mode = "refuse"
+        settings = AggregatorSettings(
+            database_url=database_url.replace(f":{parts.port}/", f":{proxy.port}/"),
+            redis_url="redis://127.0.0.1:1/0",
+            log_url="journal:///nowhere",
+        )
+        keeper = asyncio.create_task(partitions.keep(settings))
+        await asyncio.sleep(0.3)
+        assert await partitions.existing(db) == set()
+        proxy.mode = "pass"
+        async with asyncio.timeout(5):
+            while len(await partitions.existing(db)) < 5:
+                await asyncio.sleep(0.05)
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)

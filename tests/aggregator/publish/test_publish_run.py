@@ -220,6 +220,19 @@ async def test_a_change_made_while_redis_is_away_is_there_when_the_marker_is_bac
         assert link.status == "paused"
 
 
+async def test_a_publisher_ends_quickly_though_postgres_and_redis_are_frozen(
+    database_url: str, redis_url: str, redis: Redis, rows: Any
+) -> None:
+    async with proxy_of(redis_url) as near_redis, proxy_of(database_url) as near_postgres:
+        urls = proxied(database_url, near_postgres), proxied(redis_url, near_redis)
+        async with publisher(*urls):
+            await until(lambda: complete(redis))
+            near_redis.mode = near_postgres.mode = "blackhole"
+            await asyncio.sleep(0.7)
+            started = time.monotonic()
+        assert time.monotonic() - started < 5
+
+
 async def test_a_hundred_thousand_links_are_back_within_ten_seconds(
     database_url: str, redis_url: str, redis: Redis, db: Connection, rows: Any
 ) -> None:
