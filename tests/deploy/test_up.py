@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -24,7 +25,8 @@ import pytest
 
 from deploy.run.backlog import rows_behind
 from deploy.run.children import wait_until
-from deploy.run.demo import count_recorded, send
+from deploy.run.demo import SENDERS, count_recorded, send
+from deploy.run.demo_shop import send_postback
 from deploy.run.screen import BROWSER
 from schemas.click_id import ClickKeys, read
 
@@ -69,43 +71,58 @@ def clickdam(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=False, timeout=60)
 
 
-def start(data: Path, *arguments: str) -> Up:
+@contextlib.contextmanager
+def start(data: Path, *arguments: str) -> Iterator[Up]:
+    """It runs until it is stopped, or killed when this ends."""
     began = time.monotonic()
     command = [sys.executable, "-m", "deploy.run.cli", "up", "--data", str(data), *FREE_PORTS, *arguments]
-    errors = (data.parent / "errors").open("a+")
-    process = subprocess.Popen(command, env=CLEAN, stdout=subprocess.PIPE, stderr=errors, text=True)
-    assert process.stdout is not None
-    screen = []
-    while not screen or "/v1/reports" not in screen[-1]:
-        line = process.stdout.readline()
-        assert line, f"up ended with {process.wait()}: {(data.parent / 'errors').read_text()[-2000:]}"
-        screen.append(line.rstrip("\n"))
-    errors.close()
-    return Up(data, process, screen, time.monotonic() - began)
+    errors = data.parent / "errors"
+    with (
+        errors.open("a") as stderr,
+        subprocess.Popen(command, env=CLEAN, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        assert process.stdout is not None
+        screen = []
+        while not screen or "/v1/reports" not in screen[-1]:
+            line = process.stdout.readline()
+            assert line, f"up ended with {process.wait()}: {errors.read_text()[-2000:]}"
+            screen.append(line.rstrip("\n"))
+        try:
+            yield Up(data, process, screen, time.monotonic() - began)
+        finally:
+            process.kill()
 
 
-@pytest.fixture(scope="module")
-def data() -> Iterator[Path]:
+def end(up: Up, ask: signal.Signals = signal.SIGINT) -> None:
+    up.process.send_signal(ask)
+    assert up.process.wait(STOP_S) == 0
+
+
+@contextlib.contextmanager
+def new_folder() -> Iterator[Path]:
+    """Not pytest's own, where root's Postgres could not reach it."""
     folder = Path(tempfile.mkdtemp(prefix="clickdam-tests-"))
     folder.chmod(0o711)
     yield folder / "data"
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    """One for all tests that leave it running."""
+    with new_folder() as data, start(data) as running:
+        yield running
+        end(running)
+
+
 @pytest.fixture
-def up(data: Path) -> Iterator[Up]:
-    """It runs before and after each test on the same data folder."""
-    running = start(data)
-    yield running
-    if running.process.poll() is None:
-        running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(STOP_S) == 0
-    assert running.process.stdout is not None
-    running.process.stdout.close()
+def data() -> Iterator[Path]:
+    with new_folder() as data:
+        yield data
 
 
 async def totals(up: Up) -> dict[str, int]:
-    """The figures once all that is in the journal has been applied."""
+    """The figures when all that is in the journal has been applied."""
     async with asyncio.timeout(10):
         while await rows_behind(up.data / "journal", up.told["database_url"]):
             await asyncio.sleep(0.1)
@@ -183,43 +200,44 @@ def test_what_dies_is_started_again_and_described_anew(up: Up, name: str) -> Non
     assert wait_until(lambda: up.told["processes"][name] not in ([], [before]), 10)
 
 
-async def test_ctrl_c_under_load_ends_well_and_loses_nothing(data: Path) -> None:
-    first = start(data)
+async def test_ctrl_c_under_load_and_kills_of_everything_lose_nothing(data: Path) -> None:
+    everything = ("edge", "worker", "aggregator", "api", "valkey", "postgres")
+    with start(data) as up:
+        answered = await stop_under_load(up)
+    for sales, killed in enumerate(((), ("postgres",), ("valkey",), everything)):
+        with start(data) as up:
+            assert up.took_s < START_S
+            await compare(up, answered, sales)
+            answered += await send(up.told["demo"]["link_url"], 200, lambda _: None)
+            token = up.told["demo"]["advertiser_token"]
+            receipt = await send_postback(up.told["edge_url"], token, answered[-1], f"order-{sales}")
+            assert json.loads(receipt)["result"] == "accepted"
+            up.kill(*killed)
+    with start(data) as up:
+        await compare(up, answered, 4)
+        end(up, signal.SIGTERM)
+
+
+async def stop_under_load(up: Up) -> list[str]:
+    """Ctrl-C while clicks are sent; the ids of those that were answered."""
     answered: list[str] = []
-    sending = asyncio.create_task(send(first.told["demo"]["link_url"], 10_000_000, lambda _: None, answered))
-    await asyncio.sleep(1)
-    first.process.send_signal(signal.SIGINT)
-    assert await asyncio.to_thread(first.process.wait, STOP_S) == 0
+    sending = asyncio.create_task(send(up.told["demo"]["link_url"], 10_000_000, lambda _: None, answered))
+    while len(answered) < 100:
+        await asyncio.sleep(0.05)
+    up.process.send_signal(signal.SIGINT)
+    assert await asyncio.to_thread(up.process.wait, STOP_S) == 0
     with pytest.raises(aiohttp.ClientError):
         await sending
-    assert len(answered) > 50
-    second = start(data)
-    uuids = second.uuids(answered)
-    assert await count_recorded(second.told["database_url"], uuids, lambda _: None) == len(uuids)
-    await stop_and_compare(second)
+    return answered
 
 
-@pytest.mark.parametrize(
-    "killed",
-    [(), ("postgres",), ("valkey",), ("edge", "worker", "aggregator", "api", "valkey", "postgres")],
-    ids=["parent", "postgres", "valkey", "all"],
-)
-async def test_the_next_start_is_clean_and_exact_after_a_kill(data: Path, killed: tuple[str, ...]) -> None:
-    first = start(data)
-    before = await totals(first)
-    uuids = first.uuids(await send(first.told["demo"]["link_url"], 200, lambda _: None))
-    first.kill(*killed)
-    second = start(data)
-    assert second.took_s < START_S
-    assert await count_recorded(second.told["database_url"], uuids, lambda _: None) == 200
-    after = await totals(second)
-    assert after == before | {"rows": before["rows"] + 200, "rolled up": before["rolled up"] + 200}
-    await stop_and_compare(second)
-
-
-async def stop_and_compare(up: Up) -> None:
-    """A clean stop, after which raw rows and rollup agree."""
+async def compare(up: Up, answered: list[str], sales: int) -> None:
+    """Every answered click is one row; rows beyond are clicks whose answer was cut off by the Ctrl-C."""
     figures = await totals(up)
+    uuids = up.uuids(answered)
+    recorded = await count_recorded(up.told["database_url"], uuids, lambda _: None)
+    print(f"started in {up.took_s:.1f} s: answered {len(uuids)} = recorded {recorded}, in all {figures}")
+    assert len(uuids) == len(answered) == recorded
     assert figures["rows"] == figures["rolled up"]
-    up.process.terminate()
-    assert up.process.wait(STOP_S) == 0
+    assert (figures["conversions"], figures["paid"]) == (sales, sales * 1_200)
+    assert len(uuids) <= figures["rows"] <= len(uuids) + SENDERS
