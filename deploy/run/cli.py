@@ -28,6 +28,7 @@ app = typer.Typer(
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
+PORTS: dict[str, Any] = {"min": 0, "max": 65_535}
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)]
 Folder = Annotated[Path, typer.Option("--data", help="The data folder of `clickdam up`.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
@@ -76,10 +77,12 @@ def up(
     data: Folder = Path("clickdam-data"),
     host: Annotated[str, typer.Option(envvar="CLICKDAM_HOST", help="Address to listen on.")] = "127.0.0.1",
     edge_port: Annotated[
-        int, typer.Option(envvar="CLICKDAM_EDGE_PORT", help="Tracking links and postbacks; 0 is a free port.")
+        int, typer.Option(envvar="CLICKDAM_EDGE_PORT", **PORTS, help="Tracking links and postbacks; 0 is a free port.")
     ] = 8080,
-    api_port: Annotated[int, typer.Option(envvar="CLICKDAM_API_PORT", help="The HTTP API; 0 is a free port.")] = 8081,
-    shop_port: Annotated[int, typer.Option(help="The demo shop; 0 is a free port.")] = 8082,
+    api_port: Annotated[
+        int, typer.Option(envvar="CLICKDAM_API_PORT", **PORTS, help="The HTTP API; 0 is a free port.")
+    ] = 8081,
+    shop_port: Annotated[int, typer.Option(**PORTS, help="The demo shop; 0 is a free port.")] = 8082,
     workers: Annotated[int, typer.Option(envvar="CLICKDAM_WORKERS", min=1, max=64, help="Edge workers.")] = 1,
     demo: Annotated[bool, typer.Option(help="Seed a demo programme in a new data folder.")] = True,
 ) -> None:

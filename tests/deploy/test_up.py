@@ -187,6 +187,12 @@ def test_a_used_port_and_a_locked_folder_are_one_clear_line_each(up: Up, tmp_pat
     assert "another `clickdam up` runs on" in locked.stderr
 
 
+def test_what_makes_no_sense_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    for option, value in (("--edge-port", "70000"), ("--workers", "0")):
+        assert clickdam("up", "--data", str(tmp_path / "data"), option, value).returncode == 2
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_demo_with_a_killed_aggregator_records_what_was_answered(up: Up) -> None:
     done = clickdam("demo", "--data", str(up.data), "--kill", "--clicks", "400")
     assert done.returncode == 0, done.stderr
