@@ -167,7 +167,8 @@ async def recording(target: Log, tally: Tally) -> AsyncIterator[Recorder]:
     pump = asyncio.create_task(recorder.pump(), name="recorder")
     try:
         yield recorder
-        await asyncio.wait_for(recorder.drained(), limits.SHUTDOWN_S)
+        async with asyncio.timeout(limits.SHUTDOWN_S):
+            await recorder.drained()
     finally:
         pump.cancel()
         with contextlib.suppress(asyncio.CancelledError):
