@@ -15,6 +15,7 @@ from aiohttp import web
 
 from schemas import limits
 from schemas.errors import Refused
+from schemas.http_log import HttpLog
 from schemas.settings import EdgeSettings
 from tracker.clock import EdgeClock
 from tracker.counters import counting_live
@@ -148,6 +149,7 @@ async def serving(edge: Edge, sock: socket.socket) -> AsyncIterator[None]:
     runner = web.AppRunner(
         routes(edge),
         access_log=None,
+        logger=HttpLog(),
         handler_cancellation=False,
         keepalive_timeout=limits.KEEPALIVE_S,
         max_line_size=limits.LINE_BYTES_MAX,

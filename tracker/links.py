@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
 import structlog
 
 from schemas import limits, links, redis_keys
@@ -81,8 +82,13 @@ class LinkCache:
     async def _fetch(self, keys: list[str]) -> dict[str, Config | None]:
         """What Redis has; what it has not is surely absent only while the marker says that its set is whole."""
         *values, marker = await done(self._redis.mget([*keys, redis_keys.COMPLETE]))
-        found: dict[str, Config | None] = dict.fromkeys(keys) if marker else {}
-        return found | {key: links.decode(key, value) for key, value in zip(keys, values, strict=True) if value}
+        found: dict[str, Config | None] = {}
+        for key, value in zip(keys, values, strict=True):
+            if value:
+                found |= _read(key, value)
+            elif marker:
+                found[key] = None
+        return found
 
     async def follow(self, redis: Redis) -> None:
         """Follow the invalidation stream until cancelled."""
@@ -91,7 +97,7 @@ class LinkCache:
                 async with redis.pubsub(ignore_subscribe_messages=True) as stream:
                     await stream.subscribe(redis_keys.CHANGES)
                     await self._listen(stream)
-            except RedisError as error:
+            except (*RedisError, ValueError) as error:  # a message that is not the publisher's is a gap, too
                 log.warning("invalidation_stream_broken", error=type(error).__name__)
             self._broken()
             await asyncio.sleep(limits.FLUSH_EVERY_S)
@@ -125,6 +131,15 @@ class LinkCache:
             self.stream_healthy = False
             self.tier.live_at_most(limits.L1_BROKEN_S)
             self.tier.void_all()
+
+
+def _read(key: str, value: bytes) -> dict[str, Config | None]:
+    """One config by its key; nothing for a value that is none, which must not spoil the others of its fetch."""
+    try:
+        return {key: links.decode(key, value)}
+    except msgspec.DecodeError as error:
+        log.error("config_unreadable", key=key.partition(":")[0], error=type(error).__name__)
+        return {}
 
 
 @contextlib.asynccontextmanager

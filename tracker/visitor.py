@@ -14,8 +14,6 @@ import iptocc
 import ua_parser
 from crawleruseragents import is_crawler
 
-from schemas.limits import USER_AGENT_MAX
-
 _QUARTER_MS = 900_000  # no zone's midnight falls inside a quarter hour
 _PREFIX = {4: 24, 6: 48}
 
@@ -33,13 +31,12 @@ class Agent:
 @lru_cache(maxsize=65_536)
 def read_agent(user_agent: str) -> Agent:
     """Device, system and browser of a User-Agent; robots by the published list of crawlers."""
-    text = user_agent[:USER_AGENT_MAX]
-    if is_crawler(text):
+    if is_crawler(user_agent):
         return Agent("robot", "", "", robot=True)
-    found = ua_parser.parse(text)
+    found = ua_parser.parse(user_agent)
     os = found.os.family if found.os else ""
     browser = found.user_agent.family if found.user_agent else ""
-    return Agent(_device(text, os), os, browser, robot=False)
+    return Agent(_device(user_agent, os), os, browser, robot=False)
 
 
 def _device(text: str, os: str) -> str:

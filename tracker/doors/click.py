@@ -30,7 +30,7 @@ def read_click(request: web.Request, edge: Edge) -> Click:
     return Click(
         at_ms=edge.clock.now_ms(),
         ip=request.remote or "",
-        user_agent=readable(headers.get("User-Agent", "")),
+        user_agent=readable(headers.get("User-Agent", "")[: limits.USER_AGENT_MAX]),  # it is a key of our caches
         referer=readable(headers.get("Referer", "")),
         query=readable(request.raw_path.partition("?")[2]),
         head=request.method == "HEAD",

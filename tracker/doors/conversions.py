@@ -38,7 +38,7 @@ async def conversions(request: web.Request, edge: Edge) -> web.Response:
     """`POST /v1/conversions`, `Authorization: Bearer <advertiser token>`: one conversion as a JSON object, or up to
     100 as `{"conversions": […]}`, answered with `{"receipts": […]}`."""
     body = await _json(request)
-    token = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+    token = _bearer(request.headers.get("Authorization", ""))
     if not (isinstance(body, dict) and "conversions" in body):
         return answer(await receive(edge, token, body))
     items = body["conversions"]
@@ -102,6 +102,12 @@ def answer(receipt: Receipt, *, compat: bool = False) -> web.Response:
     if compat and status != 503:
         status = 200
     return web.Response(body=orjson.dumps(receipt), status=status, headers=headers, content_type="application/json")
+
+
+def _bearer(header: str) -> str:
+    """The token of an Authorization header; the scheme's name has no case (RFC 9110)."""
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _status(receipt: Receipt) -> int:
