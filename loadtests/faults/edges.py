@@ -28,6 +28,7 @@ TOKEN, OTHER_TOKEN = "token-of-advertiser-1", "token-of-advertiser-2"
 BROWSER = (
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36"
 )
+ANSWER_S = 30.0
 DESTINATION = "https://shop.example/buy?from={sub1}&p={click_id}"
 
 
@@ -70,6 +71,7 @@ class Filled:
     """A Redis as a publisher keeps it: values, marker, sequence, beats."""
 
     redis: Redis
+    beating: bool = True  # else neither beats nor the marker's renewal
 
     async def write(self, found: Mapping[str, Config]) -> None:
         """Without telling anybody."""
@@ -89,9 +91,13 @@ class Filled:
         """Beat and renew the marker until cancelled, whatever becomes of Redis."""
         while True:
             with contextlib.suppress(*RedisError):
-                await done(self.redis.set(redis_keys.COMPLETE, 1, ex=limits.COMPLETE_TTL_S))
-                await self.beat()
+                if self.beating:
+                    await self._keep_once()
             await asyncio.sleep(0.2)
+
+    async def _keep_once(self) -> None:
+        await done(self.redis.set(redis_keys.COMPLETE, 1, ex=limits.COMPLETE_TTL_S))
+        await self.beat()
 
 
 @asynccontextmanager
@@ -190,7 +196,8 @@ async def ask(port: int, raw: bytes) -> Answer:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(raw)
-        return await asyncio.wait_for(read_answer(reader, has_body=not raw.startswith(b"HEAD")), 30)
+        async with asyncio.timeout(ANSWER_S):
+            return await read_answer(reader, has_body=not raw.startswith(b"HEAD"))
     finally:
         writer.close()
         with contextlib.suppress(OSError):
@@ -211,7 +218,8 @@ async def get_all(port: int, paths: Iterable[str], connections: int = 20) -> lis
         found = []
         for path in waiting:
             writer.write(request(path))
-            found.append(await asyncio.wait_for(read_answer(reader), 30))
+            async with asyncio.timeout(ANSWER_S):
+                found.append(await read_answer(reader))
         writer.close()
         await writer.wait_closed()
         return found
