@@ -11,7 +11,7 @@ from aggregator.db.connect import Database
 from aggregator.publish.agreement import Source, begin_filling, end_filling
 from aggregator.publish.denormalise import SELECT, entry
 from aggregator.publish.write import write
-from schemas import limits, links
+from schemas import limits, links, redis_keys
 from schemas.redis import Redis, done
 
 log = structlog.get_logger()
@@ -39,7 +39,7 @@ async def refill(db: Database, redis: Redis, source: Source) -> bool:
     token = await begin_filling(redis)
     async for configs in _everything(db, source.epoch):
         written += await write(redis, configs, announce=False)
-    swept = await _sweep(redis, source.epoch)
+    swept = await _sweep(redis, source.epoch) if await _holds_more_than(redis, written) else 0
     whole = await end_filling(redis, source, token)
     log.info(
         "redis_refilled", whole=whole, written=written, swept=swept, duration_s=round(time.monotonic() - started, 3)
@@ -55,6 +55,13 @@ async def _everything(db: Database, epoch: int) -> AsyncIterator[dict[str, links
         ):
             before = rows[-1]["id"]
             yield dict(entry(kind, row, epoch) for row in rows)
+
+
+async def _holds_more_than(redis: Redis, written: int) -> bool:
+    """Whether there was anything in this Redis before: a look at every key is worth a second."""
+    keys = await done(redis.dbsize())
+    ours = await done(redis.exists(redis_keys.STATE, redis_keys.SEQUENCE, redis_keys.COMPLETE))
+    return bool(keys > written + ours)
 
 
 async def _sweep(redis: Redis, epoch: int) -> int:

@@ -46,6 +46,11 @@ async def complete(redis: Redis) -> bool:
     return bool(await done(redis.exists(redis_keys.COMPLETE)))
 
 
+async def knows_changes(redis: Redis) -> bool:
+    """Whether a beat has taken the outbox's counter along."""
+    return int(await done(redis.hget(redis_keys.STATE, "changes")) or 0) > 0
+
+
 async def link_in(redis: Redis) -> links.Link | None:
     value = await done(redis.get(LINK))
     return None if value is None else msgspec.json.decode(value, type=links.Link)
@@ -126,7 +131,7 @@ async def test_a_postgres_taken_back_raises_its_epoch_and_wins(
         await until(lambda: complete(redis))
         await set_status(rows.link_id, "paused")
         await until(_status(redis, "paused"))
-        await asyncio.sleep(2.2)  # until a beat has taken the outbox's counter along
+        await until(lambda: knows_changes(redis))
     first = (await link_in(redis)).v  # type: ignore[union-attr]
     # what a restore of last night's dump into the same cluster does
     await db.execute("UPDATE link SET status = 'active', version = 1 WHERE id = $1", rows.link_id)
