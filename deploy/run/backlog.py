@@ -15,7 +15,7 @@ async def rows_behind(folder: Path, database_url: str) -> int:
     try:
         found = await connection.fetch("SELECT source, partition, next FROM log_position")
     finally:
-        await connection.close()
+        connection.terminate()  # nothing to say goodbye to, and Postgres may be frozen
     applied = {(row["source"], row["partition"]): row["next"] for row in found}
     return sum(max(0, end - applied.get(of, journal.FIRST_OFFSET)) for of, end in ends.items())
 

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 YOUNG_S = 10.0  # a child that dies younger than this is started again later each time
 RESTART_FIRST_S = 0.1
 RESTART_LAST_S = 5.0
+KILLED_S = 5.0  # the kernel needs a moment to take a killed process apart
 _PR_SET_PDEATHSIG = 1
 # Linux hands out 32768-60999 to outgoing connections: a server that restarts there may find its port in use
 _FREE_PORTS = range(15_000, 32_000)
@@ -176,14 +177,25 @@ def _has_variable(process: psutil.Process, variable: str, value: str) -> bool:
 def end_all(processes: Iterable[psutil.Process], ask: signal.Signals, wait_s: float) -> None:
     """Ask processes that are not our children to end; kill what is left after `wait_s`."""
     left = list(processes)
-    for process in left:
+    _signal_all(left, ask)
+    if not wait_until(lambda: all(map(is_gone, left)), wait_s):
+        _signal_all(left, signal.SIGKILL)
+        wait_until(lambda: all(map(is_gone, left)), KILLED_S)
+
+
+def _signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(ask)
-    _, left = psutil.wait_procs(left, timeout=wait_s)
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(left, timeout=5)
+            process.send_signal(number)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended."""
+    try:
+        # a zombie holds nothing any more; when its new parent takes note of it is not ours to wait for
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def free_port(host: str = "127.0.0.1") -> int:

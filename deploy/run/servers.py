@@ -23,7 +23,7 @@ from deploy.run.folder import appending, last_line, write_private
 START_S = 60.0  # recovery after a crash replays up to `max_wal_size`
 POSTGRES_STOP_S = 8.0  # a fast shutdown is one checkpoint; killed later than this, recovery does the same at start
 VALKEY_STOP_S = 4.0  # it syncs its append-only file and is gone
-ORPHAN_STOP_S = 2.0  # an orphan may be frozen, and somebody waits for the start
+ORPHAN_STOP_S = 1.0  # an orphan was asked when its parent died; it may be frozen, and somebody waits for the start
 FALLBACK = Path("/var/lib/clickdam")  # where Postgres' user can reach when it cannot reach our folders
 _POSTGRES_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -131,7 +131,7 @@ def end_postgres_orphans(place: Path) -> None:
     roots = [process for process in found if str(process.pid) == next(iter(_postmaster(place / "data")), "")]
     children.end_all(roots, signal.SIGINT, ORPHAN_STOP_S)
     # a backend without its postmaster ends by itself only when it next waits
-    children.end_all(children.working_in(place / "data", "postgres"), signal.SIGQUIT, 1.0)
+    children.end_all(children.working_in(place / "data", "postgres"), signal.SIGQUIT, ORPHAN_STOP_S)
 
 
 def wheel(name: str) -> Path:

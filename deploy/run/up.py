@@ -41,11 +41,11 @@ LOOK_EVERY_S = 0.1
 DESCRIBE_EVERY_S = 0.4
 READY_S = 60.0
 # the whole stop stays under 15 s even when each of them has to be killed
-EDGE_STOP_S = 4.5
+EDGE_STOP_S = 3.5
 DRAIN_S = 3.0
-REST_STOP_S = 2.5
-POSTGRES_STOP_S = 2.5
-VALKEY_STOP_S = 1.5
+REST_STOP_S = 2.0
+POSTGRES_STOP_S = 2.0
+VALKEY_STOP_S = 1.0
 
 
 def run(wanted: Wanted) -> None:
@@ -253,4 +253,10 @@ def _drain(machine: Machine) -> None:
     if "aggregator" not in machine.kept or machine.kept["aggregator"].pid is None:
         return
     with contextlib.suppress(*DatabaseAway, Unreadable):
-        wait_until(lambda: not asyncio.run(rows_behind(journal_folder(machine.log_url), machine.database_url)), DRAIN_S)
+        asyncio.run(_drained(journal_folder(machine.log_url), machine.database_url))
+
+
+async def _drained(journal: Path, database_url: str) -> None:
+    async with asyncio.timeout(DRAIN_S):
+        while await rows_behind(journal, database_url):
+            await asyncio.sleep(LOOK_EVERY_S)
