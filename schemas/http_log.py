@@ -4,6 +4,7 @@ from typing import Any
 
 import structlog
 from aiohttp.http import HttpProcessingError
+from aiohttp.web import RequestPayloadError
 
 log = structlog.get_logger()
 
@@ -12,8 +13,8 @@ class HttpLog:
     """Stands where aiohttp expects a logger."""
 
     def exception(self, message: str, *args: Any, exc_info: BaseException | None = None, **_: Any) -> None:
-        """A request that crashed its handler, or that is no HTTP: of those the internet is full."""
-        if isinstance(exc_info, HttpProcessingError):
+        """A request that crashed its handler, or one that cannot be read: of those the internet is full."""
+        if isinstance(exc_info, HttpProcessingError | RequestPayloadError):
             log.debug("request_unreadable", error=type(exc_info).__name__)
         else:
             log.error("request_crashed", exc_info=exc_info)

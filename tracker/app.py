@@ -21,6 +21,7 @@ from tracker.clock import EdgeClock
 from tracker.counters import counting_live
 from tracker.doors import conversions, health
 from tracker.doors.click import click
+from tracker.doors.unreadable import DoorsRunner
 from tracker.edge import Edge
 from tracker.links import caching_links
 from tracker.log.heartbeat import Heartbeat
@@ -100,7 +101,10 @@ def refusals(edge: Edge) -> Callable[..., Awaitable[web.StreamResponse]]:
         except Refused as refusal:
             return _refusal(request, edge, refusal)
         except web.HTTPException as error:
-            return _refusal(request, edge, _known(error))
+            response = _refusal(request, edge, _known(error))
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+            return response
 
     return middleware
 
@@ -146,7 +150,7 @@ async def warm_up(edge: Edge) -> None:
 @contextlib.asynccontextmanager
 async def serving(edge: Edge, sock: socket.socket) -> AsyncIterator[None]:
     """HTTP on the public socket; on leaving, requests in flight are finished."""
-    runner = web.AppRunner(
+    runner = DoorsRunner(
         routes(edge),
         access_log=None,
         logger=HttpLog(),

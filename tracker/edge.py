@@ -18,7 +18,7 @@ class Edge:
     """The parts of an open edge. `warm` and `draining` decide `/ready`."""
 
     keys: ClickKeys
-    visitor_secret: bytes
+    visitor_secret: bytes = field(repr=False)
     clock: EdgeClock
     links: LinkCache
     recorder: Recorder

@@ -147,3 +147,5 @@ async def _body(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise Refused("too_slow", "the body took too long") from None
+    except web.RequestPayloadError:
+        raise Refused("bad_parameters", "the body is not what its headers say") from None
