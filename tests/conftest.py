@@ -13,6 +13,8 @@ import pytest
 
 from aggregator.db.migrate import migrate
 from deploy.run import servers
+from loadtests.faults import edges
+from loadtests.faults.edges import Filled, RunningEdge
 from schemas import redis
 
 TEMPLATE = "clickdam_template"
@@ -65,6 +67,21 @@ async def redis_url(valkey_url: str) -> str:
     await redis.done(client.flushall())
     await client.aclose()
     return valkey_url
+
+
+@pytest.fixture
+async def publisher(redis_url: str) -> AsyncIterator[Filled]:
+    """The configs of `edges.configs()` in Redis, with marker and beats kept alive."""
+    async with edges.filled(redis_url) as publisher:
+        yield publisher
+
+
+@pytest.fixture
+async def running(tmp_path: Path, redis_url: str, publisher: Filled) -> AsyncIterator[RunningEdge]:
+    """A warm edge in this process that hears the invalidation stream."""
+    async with edges.running_edge(edges.settings(tmp_path, redis_url)) as running:
+        await edges.follows(running.edge)
+        yield running
 
 
 def named(url: str, database: str) -> str:
