@@ -58,7 +58,8 @@ def workers(process: subprocess.Popen[bytes]) -> dict[str, int]:
     for child in psutil.Process(process.pid).children():
         with contextlib.suppress(psutil.Error):
             command = child.cmdline()
-            found[command[command.index("--slot") + 1]] = child.pid
+            if "--slot" in command:  # between fork and exec a child shows its parent's command
+                found[command[command.index("--slot") + 1]] = child.pid
     return found
 
 
