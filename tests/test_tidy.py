@@ -35,7 +35,7 @@ def test_no_function_is_too_long_to_be_seen_at_once(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EVERYTHING, ids=named)
 def test_every_task_is_kept_by_whoever_began_it(path: Path) -> None:
-    """The loop holds tasks weakly: one that nobody keeps may vanish, its errors with it. (A TaskGroup keeps its own.)"""
+    """The loop holds tasks weakly: one that nobody keeps may vanish, errors and all. (A TaskGroup keeps its own.)"""
     begun = [
         node.lineno
         for node in nodes(path)
