@@ -15,13 +15,13 @@ from aiohttp import web
 
 from schemas import limits
 from schemas.errors import Refused
-from schemas.http_log import HttpLog
+from schemas.http import serving
 from schemas.settings import EdgeSettings
+from tracker.background import running
 from tracker.clock import EdgeClock
 from tracker.counters import counting_live
 from tracker.doors import conversions, health
 from tracker.doors.click import click
-from tracker.doors.unreadable import DoorsRunner
 from tracker.edge import Edge
 from tracker.links import caching_links
 from tracker.log.heartbeat import Heartbeat
@@ -50,20 +50,8 @@ async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
         links = await stack.enter_async_context(caching_links(settings.redis_url))
         counters = await stack.enter_async_context(counting_live(settings.redis_url))
         recorder = await stack.enter_async_context(recording(journal, tally))
-        await stack.enter_async_context(running(heartbeat.beat(recorder)))
+        await stack.enter_async_context(running("heartbeat", heartbeat.beat(recorder)))
         yield Edge(settings.keys, settings.visitor_secret, clock, links, recorder, counters, tally)
-
-
-@contextlib.asynccontextmanager
-async def running(work: Awaitable[None]) -> AsyncIterator[None]:
-    """A background task for as long as this lasts."""
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def routes(edge: Edge) -> web.Application:
@@ -131,9 +119,9 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with open_edge(settings, slot) as edge:
-        async with admin(edge, admin_path), serving(edge, sock):
+        async with admin(edge, admin_path), serving(routes(edge), sock):
             log.info("edge_ready_to_warm", slot=slot, pid=os.getpid(), incarnation=edge.clock.incarnation)
-            async with running(warm_up(edge)):
+            async with running("warm-up", warm_up(edge)):
                 await stop.wait()
             edge.draining = True
         log.info("edge_drained", slot=slot)
@@ -145,27 +133,6 @@ async def warm_up(edge: Edge) -> None:
         await asyncio.sleep(limits.FLUSH_EVERY_S)
     edge.warm = True
     log.info("edge_ready")
-
-
-@contextlib.asynccontextmanager
-async def serving(edge: Edge, sock: socket.socket) -> AsyncIterator[None]:
-    """HTTP on the public socket; on leaving, requests in flight are finished."""
-    runner = DoorsRunner(
-        routes(edge),
-        access_log=None,
-        logger=HttpLog(),
-        handler_cancellation=False,
-        keepalive_timeout=limits.KEEPALIVE_S,
-        max_line_size=limits.LINE_BYTES_MAX,
-        max_field_size=limits.HEADER_BYTES_MAX,
-        shutdown_timeout=limits.SHUTDOWN_S,
-    )
-    await runner.setup()
-    await web.SockSite(runner, sock, backlog=limits.BACKLOG).start()
-    try:
-        yield
-    finally:
-        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager

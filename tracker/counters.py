@@ -13,6 +13,7 @@ import structlog
 
 from schemas import limits, redis_keys
 from schemas.redis import Redis, RedisError, counting
+from tracker.background import running
 
 log = structlog.get_logger()
 _QUARTER_MS = 900_000
@@ -60,13 +61,10 @@ async def counting_live(redis_url: str) -> AsyncIterator[LiveCounters]:
     """Live counters with their flusher running; on leaving, one last flush."""
     counters = LiveCounters()
     async with counting(redis_url) as redis:
-        flusher = asyncio.create_task(_flush_for_ever(counters, redis), name="live-counters")
         try:
-            yield counters
+            async with running("live-counters", _flush_for_ever(counters, redis)):
+                yield counters
         finally:
-            flusher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await flusher
             await counters.flush(redis)
 
 

@@ -18,6 +18,7 @@ from schemas import limits, links, redis_keys
 from schemas.links import Advertiser, Config, Link, Offer, Partner, Programme
 from schemas.redis import PubSub, Redis, RedisError, done, listening, reading
 from schemas.two_tier import SecondTierAway, TwoTier
+from tracker.background import running
 from tracker.steps import Target
 
 log = structlog.get_logger()
@@ -147,10 +148,5 @@ async def caching_links(redis_url: str) -> AsyncIterator[LinkCache]:
     """A link cache that follows the invalidation stream."""
     async with reading(redis_url) as reads, listening(redis_url) as listens:
         cache = LinkCache(reads)
-        follower = asyncio.create_task(cache.follow(listens), name="invalidation-stream")
-        try:
+        async with running("invalidation-stream", cache.follow(listens)):
             yield cache
-        finally:
-            follower.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await follower

@@ -17,7 +17,7 @@ from aggregator.api.calling import CALLER, Api
 from aggregator.db.connect import acquire, pool
 from schemas import limits
 from schemas.errors import STATUS, Refused
-from schemas.http_log import HttpLog
+from schemas.http import serving
 from schemas.redis import publishing
 from schemas.settings import ApiSettings
 
@@ -47,7 +47,7 @@ async def serve(settings: ApiSettings, sock: socket.socket) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_api(settings) as api, serving(api, sock):
+    async with open_api(settings) as api, serving(application(api), sock):
         await stop.wait()
         api.draining = True
 
@@ -76,27 +76,6 @@ async def warm_up(api: Api) -> None:
             log.info("api_ready")
         except Refused:
             await asyncio.sleep(limits.DATABASE_RETRY_MAX_S)
-
-
-@contextlib.asynccontextmanager
-async def serving(api: Api, sock: socket.socket) -> AsyncIterator[None]:
-    """HTTP on the socket; on leaving, requests in flight are finished."""
-    runner = web.AppRunner(
-        application(api),
-        access_log=None,
-        logger=HttpLog(),
-        handler_cancellation=False,
-        keepalive_timeout=limits.KEEPALIVE_S,
-        max_line_size=limits.LINE_BYTES_MAX,
-        max_field_size=limits.HEADER_BYTES_MAX,
-        shutdown_timeout=limits.SHUTDOWN_S,
-    )
-    await runner.setup()
-    await web.SockSite(runner, sock, backlog=limits.BACKLOG).start()
-    try:
-        yield
-    finally:
-        await runner.cleanup()
 
 
 def application(api: Api) -> web.Application:

@@ -10,7 +10,7 @@ import structlog
 from loadtests.faults import edges
 from loadtests.faults.edges import KEYS, TOKEN, VISITOR_KEY, Filled, RunningEdge, ask, get, request
 from schemas import events, redis_keys
-from schemas.http_log import HttpLog
+from schemas.http import HttpLog
 from schemas.redis import done
 from tracker.app import admin
 from tracker.doors import click as click_door

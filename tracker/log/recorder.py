@@ -18,6 +18,7 @@ import structlog
 
 from schemas import limits
 from schemas.outcomes import Outcome
+from tracker.background import running
 from tracker.tally import HOUR_MS, Tally
 
 log = structlog.get_logger()
@@ -164,12 +165,7 @@ class Recorder:
 async def recording(target: Log, tally: Tally) -> AsyncIterator[Recorder]:
     """A recorder with its pump running; on leaving, what is queued is written first."""
     recorder = Recorder(target, tally)
-    pump = asyncio.create_task(recorder.pump(), name="recorder")
-    try:
+    async with running("recorder", recorder.pump()):
         yield recorder
         async with asyncio.timeout(limits.SHUTDOWN_S):
             await recorder.drained()
-    finally:
-        pump.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await pump

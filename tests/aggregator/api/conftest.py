@@ -7,8 +7,9 @@ import aiohttp
 import pytest
 
 from aggregator.api import keys
-from aggregator.api.app import open_api, serving
+from aggregator.api.app import application, open_api
 from aggregator.db.connect import Connection, connect
+from schemas.http import serving
 from schemas.redis import Redis, publishing
 from schemas.settings import ApiSettings
 
@@ -53,7 +54,7 @@ def settings(database_url: str, redis_url: str) -> ApiSettings:
 async def session(settings: ApiSettings) -> AsyncIterator[aiohttp.ClientSession]:
     sock = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    async with open_api(settings) as api, serving(api, sock), aiohttp.ClientSession(url) as client:
+    async with open_api(settings) as api, serving(application(api), sock), aiohttp.ClientSession(url) as client:
         yield client
 
 

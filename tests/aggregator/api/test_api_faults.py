@@ -9,9 +9,10 @@ import aiohttp
 import pytest
 
 from aggregator.api import keys
-from aggregator.api.app import open_api, serving
+from aggregator.api.app import application, open_api
 from aggregator.db.connect import Connection
 from loadtests.faults.proxy import FaultProxy, Mode
+from schemas.http import serving
 from schemas.settings import ApiSettings
 
 
@@ -29,7 +30,7 @@ def proxied(url: str, proxy: FaultProxy) -> str:
 async def call(settings: ApiSettings, key: str, path: str, body: Any) -> tuple[int, Any, float, Any]:
     sock = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    async with open_api(settings) as api, serving(api, sock), aiohttp.ClientSession(url) as session:
+    async with open_api(settings) as api, serving(application(api), sock), aiohttp.ClientSession(url) as session:
         started = time.monotonic()
         async with session.post(path, json=body, headers={"Authorization": f"Bearer {key}"}) as answer:
             return answer.status, await answer.json(), time.monotonic() - started, answer.headers
