@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 Positions = Mapping[tuple[str, int], int]  # (source, partition) -> the first offset not yet applied
@@ -17,15 +17,25 @@ class Record(NamedTuple):
     body: bytes
 
 
+class Begun(NamedTuple):
+    """An edge that has written to the log, and the time (ms since 1970) of the first it wrote."""
+
+    incarnation: str
+    edge: str
+    at_ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The events of one partition at offsets `first` to `next - 1`, to be applied together or not at all."""
+    """The events of one partition at offsets `first` to `next - 1`, to be applied together or not at all. `begun` are
+    the edges, of any partition, that were met after these events were read, in the order of the log."""
 
     source: str
     partition: int
     first: int
     next: int
     records: list[Record]
+    begun: list[Begun] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ async def _apply(session: Session, batch: Batch, good: Sequence[Good]) -> tuple[
     conversions = [event for event in events if isinstance(event, Conversion)]
     settled = await settle(db, conversions, shard=batch.partition)  # 5
     beats = [event for event in events if isinstance(event, Beat)]
-    await apply_beats(db, beats)
+    await apply_beats(db, beats, batch.begun)
     return (len(new), settled, len(beats)), []
 
 

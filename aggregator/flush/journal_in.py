@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from aggregator.flush import metrics
-from aggregator.flush.batch import Batch, Positions, Record
+from aggregator.flush.batch import Batch, Begun, Positions, Record
 from schemas import journal, limits
 
 log = structlog.get_logger()
@@ -55,6 +57,7 @@ class JournalReader:
         self._due: dict[int, float] = {}
         self._sealed: dict[Path, _Sealed] = {}
         self._unreadable: dict[Path, int] = {}
+        self._beginnings: dict[Path, Begun] = {}
 
     def seek(self, positions: Positions) -> None:
         self._next = dict(positions)
@@ -77,8 +80,21 @@ class JournalReader:
             self._due[slot] = now if more else now + limits.JOURNAL_POLL_S
             if batch:
                 self._next[batch.source, slot] = batch.next
-                return batch, 0.0
+                return replace(batch, begun=self._begun()), 0.0
         return None, limits.JOURNAL_POLL_S
+
+    def _begun(self) -> list[Begun]:
+        """The edges of all slots that have written. Looked up after a batch was read: what an edge writes that is not
+        there by then is later than any beat in the batch."""
+        return [begun for slot in journal.slots(self._folder) for begun in self._begun_in(slot)]
+
+    def _begun_in(self, slot: int) -> Iterator[Begun]:
+        for path in journal.segments(journal.slot_folder(self._folder, slot)):
+            with contextlib.suppress(journal.Unreadable, OSError, ValueError):  # said when its turn comes to be read
+                if path not in self._beginnings and (begun := _beginning(path, slot)):
+                    self._beginnings[path] = begun
+                if path in self._beginnings and not self._known_applied(path, _stamp(path), slot):
+                    yield self._beginnings[path]
 
     def _due_at(self, slot: int) -> float:
         return self._due.get(slot, 0.0)
@@ -136,7 +152,7 @@ class JournalReader:
 
     def _forget_removed(self, slot: int, paths: list[Path]) -> None:
         folder = journal.slot_folder(self._folder, slot)
-        for known in (self._sealed, self._unreadable):
+        for known in (self._sealed, self._unreadable, self._beginnings):
             for path in [path for path in known if path.parent == folder and path not in paths]:
                 del known[path]
         metrics.UNREADABLE.set(len(self._unreadable))
@@ -150,6 +166,14 @@ async def in_thread(work: Callable[[], T]) -> T:
 def _stamp(path: Path) -> _Stamp:
     found = path.stat()
     return _Stamp(found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _beginning(path: Path, slot: int) -> Begun | None:
+    """None while nothing is written."""
+    with journal.reading(path) as segment:
+        meta = segment.meta()
+        rows = segment.rows(journal.FIRST_OFFSET, bytes_max=0) if meta else []
+        return Begun(meta.incarnation, f"{meta.edge}/{slot}", rows[0].latest_ms) if meta and rows else None
 
 
 def _batch(source: str, slot: int, first: int, rows: list[journal.Row]) -> Batch:

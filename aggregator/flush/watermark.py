@@ -9,6 +9,7 @@ import orjson
 
 from aggregator.db.connect import Connection
 from aggregator.db.instants import at
+from aggregator.flush.batch import Begun
 from aggregator.flush.decode import hour
 from schemas import limits
 from schemas.events import Beat
@@ -16,7 +17,23 @@ from schemas.events import Beat
 _REGISTER = """
 INSERT INTO edge (incarnation, name) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING
 """
-_CLOSE = "UPDATE edge SET closed_at = now() WHERE incarnation = ANY ($1::text[]) AND closed_at IS NULL"
+# `closed_at` is how far it was complete: another edge may have begun since that is not heard of yet.
+_CLOSE = """
+UPDATE edge SET closed_at = least(complete_to, clock_timestamp())
+FROM unnest($1::text[], $2::timestamptz[]) AS new (incarnation, complete_to)
+WHERE edge.incarnation = new.incarnation AND closed_at IS NULL
+"""
+# It has said nothing yet that was applied, so it is complete up to its beginning and no further.
+_BEGIN = """
+WITH begun AS (
+    INSERT INTO edge (incarnation, name) SELECT incarnation, name
+    FROM unnest($1::text[], $2::text[]) AS new (incarnation, name) ON CONFLICT DO NOTHING RETURNING incarnation
+)
+INSERT INTO edge_beat (incarnation, at, complete_to, acked)
+SELECT incarnation, began, began, '[]'
+FROM unnest($1::text[], $3::timestamptz[]) AS new (incarnation, began) JOIN begun USING (incarnation)
+WHERE began <= clock_timestamp() + make_interval(secs => $4)
+"""
 # A beat from a clock that runs ahead would promise completeness for a time that has yet to come.
 _BEAT = """
 INSERT INTO edge_beat (incarnation, at, complete_to, acked)
@@ -42,19 +59,37 @@ ON CONFLICT (incarnation, hour, outcome) DO UPDATE SET count = greatest(held.cou
 """
 
 
-async def apply_beats(db: Connection, beats: Sequence[Beat]) -> None:
-    """Register, beat and close edges. A closed edge stays closed; counters are absolute and only grow."""
+async def apply_beats(db: Connection, beats: Sequence[Beat], begun: Sequence[Begun] = ()) -> None:
+    """Register, beat and close edges. A closed edge stays closed; counters are absolute and only grow.
+
+    `begun` are edges met in the log before what they wrote was read; a beat promises for all edges, so they are
+    registered with it.
+    """
     if not beats:
         return
+    await _begin(db, begun)
     names = {beat.incarnation: beat.edge for beat in beats}
     incarnations = sorted(names)
     await db.execute(_REGISTER, incarnations, [names[incarnation] for incarnation in incarnations])
     await _beat(db, [beat for beat in beats if beat.state != "closed"])
-    closed = sorted({beat.incarnation for beat in beats if beat.state == "closed"})
+    closed = {beat.incarnation: at(beat.complete_to_ms) for beat in reversed(beats) if beat.state == "closed"}
     if closed:
-        await db.execute(_CLOSE, closed)
+        await db.execute(_CLOSE, list(closed), list(closed.values()))
     await db.execute(_FORGET, incarnations)
     await _count(db, beats)
+
+
+async def _begin(db: Connection, begun: Sequence[Begun]) -> None:
+    first = {one.incarnation: one for one in reversed(begun)}
+    ordered = [first[incarnation] for incarnation in sorted(first)]
+    if ordered:
+        await db.execute(
+            _BEGIN,
+            [one.incarnation for one in ordered],
+            [one.edge for one in ordered],
+            [at(one.at_ms) for one in ordered],
+            limits.CLOCK_AHEAD_MAX_S,
+        )
 
 
 async def _beat(db: Connection, beats: Iterable[Beat]) -> None:

@@ -33,7 +33,7 @@ FROM line WHERE {after} ORDER BY "group", currency LIMIT $4
 """
 _COMPLETE_THROUGH = """
 SELECT CASE WHEN NOT EXISTS (SELECT FROM edge) THEN NULL
-            WHEN NOT EXISTS (SELECT FROM edge WHERE closed_at IS NULL) THEN now()
+            WHEN NOT EXISTS (SELECT FROM edge WHERE closed_at IS NULL) THEN (SELECT max(closed_at) FROM edge)
             ELSE (SELECT nullif(complete_through, '-infinity') FROM complete_through) END
 """
 

@@ -19,6 +19,7 @@ from deploy.run.admin import Worker, admin_site
 from deploy.run.children import Kept, spawn, stop_together
 from schemas import limits
 from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings
+from tracker.log.heartbeat import close_abandoned
 
 log = structlog.get_logger()
 
@@ -33,6 +34,7 @@ async def supervise(settings: EdgeSettings, sockets: list[socket.socket]) -> Non
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await close_abandoned(settings.journal_folder, settings.edge_name, len(sockets))
     # the paths of unix sockets are short, so this folder is not under the operator's
     with tempfile.TemporaryDirectory(prefix="clickdam-") as folder:
         workers = [_worker(settings, slot, one, Path(folder)) for slot, one in enumerate(sockets)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import groupby
+from pathlib import Path
 
 import structlog
 
@@ -15,7 +16,7 @@ from schemas import events, journal, limits
 from schemas.events import Beat
 from tracker.clock import EdgeClock
 from tracker.log.journal_out import JournalLog
-from tracker.log.recorder import Recorder
+from tracker.log.recorder import LogFailed, Recorder
 from tracker.tally import Tally
 
 log = structlog.get_logger()
@@ -33,10 +34,19 @@ class Heartbeat:
 
     async def register(self) -> None:
         """Close what earlier processes of this slot left open, and open our own incarnation, in one durable write."""
+        await self._begin("open")
+
+    async def close_left_behind(self) -> None:
+        """Close what earlier processes of this slot left open, where no worker will follow."""
+        if self._log.left_behind():
+            await self._begin("closed")
+            await self._log.seal()
+
+    async def _begin(self, state: str) -> None:
         left_behind = self._log.left_behind()
         now = self._clock.now_ms()
         beats = [self._closing(of, now) for of in _by_incarnation(left_behind)]
-        beats.append(self._beat("open", now, now))
+        beats.append(self._beat(state, now, now))
         await self._log.write(b"\n".join(events.encode(beat) for beat in beats), now)
         for segment in left_behind:
             log.warning("closed_for_a_killed_edge", incarnation=segment.meta.incarnation, segment=segment.path.name)
@@ -91,3 +101,23 @@ class Heartbeat:
 
 def _by_incarnation(segments: list[journal.LeftBehind]) -> list[list[journal.LeftBehind]]:
     return [list(group) for _, group in groupby(segments, lambda segment: segment.meta.incarnation)]
+
+
+async def close_abandoned(folder: Path, edge: str, workers: int) -> None:
+    """Close what was killed in slots from `workers` on, which nobody opens any more: their last beats would hold
+    completeness back for ever. A slot that cannot be closed is said and left."""
+    for slot in (slot for slot in journal.slots(folder) if slot >= workers):
+        try:
+            await _close_slot(folder, edge, slot)
+        except (journal.SlotTaken, journal.Unreadable, LogFailed) as error:
+            log.error("slot_not_closed", slot=slot, error=str(error))
+
+
+async def _close_slot(folder: Path, edge: str, slot: int) -> None:
+    clock = EdgeClock()
+    target = JournalLog(folder, slot, edge, lambda: clock.incarnation)
+    try:
+        clock.continue_from(target.lock())
+        await Heartbeat(f"{edge}/{slot}", clock, Tally(), target).close_left_behind()
+    finally:
+        await target.close()

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from aggregator.db.instants import to_ms
+from aggregator.flush.commit import commit
+from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.session import Session, open_session
 from aggregator.flush.watermark import apply_beats
 from loadtests.faults.drift import fetch, value
-from loadtests.faults.journals import append, beat, clicks, consume_all, new_segment, now_ms, settings
+from loadtests.faults.journals import append, beat, body, clicks, consume_all, new_segment, now_ms, settings
 
 HOUR = "2026-11-23T01"
 
@@ -68,6 +70,17 @@ async def test_closing_is_final(session: Session) -> None:
     assert await session.db.fetchval("SELECT closed_at FROM edge") == closed_at
 
 
+async def test_an_edge_is_closed_at_the_time_up_to_which_it_was_complete(session: Session) -> None:
+    now = now_ms()
+    await apply_beats(
+        session.db,
+        [beat("i", "closed", complete_to_ms=now - 5_000), beat("ahead", "closed", complete_to_ms=now + 9_000_000)],
+    )
+    closed = {row["incarnation"]: to_ms(row["closed_at"]) for row in await session.db.fetch("TABLE edge")}
+    assert closed["i"] == now - 5_000
+    assert now <= closed["ahead"] <= now_ms()
+
+
 async def test_an_edge_that_is_known_only_by_its_closing_is_closed(session: Session) -> None:
     await apply_beats(session.db, [beat("i", "closed")])
     assert await session.db.fetchval("SELECT closed_at IS NOT NULL FROM edge")
@@ -110,7 +123,7 @@ async def test_a_beat_that_makes_no_sense_is_put_aside(database_url: str, tmp_pa
 
 
 async def test_a_beat_in_the_log_is_passed_with_everything_before_it(database_url: str, tmp_path: Path) -> None:
-    segment = new_segment(tmp_path)
+    segment = new_segment(tmp_path, incarnation="i")
     append(segment, [beat("i", "open")])
     append(segment, clicks(300))
     last = beat("i", acked=[(segment.meta.source, 0, 4)])
@@ -119,3 +132,38 @@ async def test_a_beat_in_the_log_is_passed_with_everything_before_it(database_ur
     through = await value(database_url, "SELECT complete_through FROM complete_through")
     assert to_ms(through) == last.complete_to_ms
     assert await value(database_url, "SELECT count(*) FROM click") == 300
+
+
+async def test_an_edge_of_another_slot_that_has_begun_holds_back_before_its_rows_are_read(
+    session: Session, tmp_path: Path
+) -> None:
+    began = now_ms() - 60_000
+    first, second = new_segment(tmp_path, 0, "a"), new_segment(tmp_path, 1, "b")
+    append(first, [beat("a", "open")])
+    second.append(body([beat("b", "open", at_ms=began, complete_to_ms=began)]), began)
+    second.append(body(clicks(5)), now_ms())
+    new_segment(tmp_path, 2, "c")  # it has no row yet: what it will record comes later
+    reader = JournalReader(tmp_path)
+    batch = await reader.read()
+    assert batch is not None
+    assert batch.partition == 0
+    await commit(batch, session)
+    assert (await complete_to_ms(session)).keys() == {"a", "b"}
+    assert to_ms(await session.db.fetchval("SELECT complete_through FROM complete_through")) == began
+
+
+async def test_an_edge_found_again_in_a_later_segment_promises_nothing_more(session: Session, tmp_path: Path) -> None:
+    began = now_ms() - 60_000
+    for at_ms in (began, began + 30_000):
+        new_segment(tmp_path, 1, "b").append(body([beat("b", at_ms=at_ms, complete_to_ms=at_ms)]), at_ms)
+    for _ in range(2):
+        segment = new_segment(tmp_path, 0, "a")
+        append(segment, [beat("a")])
+        segment.seal()
+    reader = JournalReader(tmp_path)
+    for _ in range(2):
+        batch = await reader.read()
+        assert batch is not None
+        if batch.partition == 0:
+            await commit(batch, session)
+    assert (await complete_to_ms(session))["b"] == began

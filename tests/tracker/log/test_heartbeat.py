@@ -10,7 +10,7 @@ from loadtests.faults.edges import Filled, logged
 from schemas import journal, limits
 from schemas.events import Beat, Click
 from tracker.clock import EdgeClock
-from tracker.log.heartbeat import Heartbeat
+from tracker.log.heartbeat import Heartbeat, close_abandoned
 from tracker.log.journal_out import JournalLog
 from tracker.log.recorder import LogFailed, recording
 from tracker.tally import Tally
@@ -19,13 +19,13 @@ from tracker.tally import Tally
 class Process:
     """The parts of an edge process that beat, on a clock the test turns."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, slot: int = 0) -> None:
         self.folder = folder
         self.now = 1_795_400_000_000
         self.clock = EdgeClock(lambda: self.now)
-        self.log = JournalLog(folder, 0, "edge", lambda: self.clock.incarnation)
+        self.log = JournalLog(folder, slot, "edge", lambda: self.clock.incarnation)
         self.tally = Tally()
-        self.heartbeat = Heartbeat("edge/0", self.clock, self.tally, self.log)
+        self.heartbeat = Heartbeat(f"edge/{slot}", self.clock, self.tally, self.log)
 
     async def start(self) -> "Process":
         self.clock.continue_from(self.log.lock())
@@ -95,6 +95,29 @@ async def test_one_killed_before_it_closed_its_predecessor_leaves_both_to_the_ne
     assert states(tmp_path, second.clock.incarnation) == ["closed"]
     await third.end()
     assert journal.left_behind(tmp_path / "edge-0") == []
+
+
+async def test_what_was_killed_in_a_slot_that_no_worker_has_any_more_is_closed(tmp_path: Path) -> None:
+    killed = await Process(tmp_path, slot=1).start()
+    await killed.die()
+    kept = await Process(tmp_path).start()
+    await close_abandoned(tmp_path, "edge", workers=1)
+    assert states(tmp_path, killed.clock.incarnation) == ["open", "closed"]
+    assert states(tmp_path, kept.clock.incarnation) == ["open"]
+    assert journal.left_behind(tmp_path / "edge-1") == []
+    last = [beat.incarnation for beat in beats(tmp_path) if beat.state == "closed"]
+    assert {beat.incarnation for beat in beats(tmp_path)} == {kept.clock.incarnation, *last}, "one is left open"
+    again = journal.segments(tmp_path / "edge-1")
+    await close_abandoned(tmp_path, "edge", workers=1)
+    assert journal.segments(tmp_path / "edge-1") == again
+    await kept.end()
+
+
+async def test_a_slot_that_somebody_still_writes_is_left_alone(tmp_path: Path) -> None:
+    alive = await Process(tmp_path, slot=1).start()
+    await close_abandoned(tmp_path, "edge", workers=1)
+    assert states(tmp_path, alive.clock.incarnation) == ["open"]
+    await alive.end()
 
 
 async def test_an_edge_that_cannot_say_goodbye_is_closed_by_the_next(
