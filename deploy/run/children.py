@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import pwd
 import signal
@@ -199,12 +200,19 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now, outside the range of outgoing connections."""
+    """A port that nobody listens on now, outside the range of outgoing connections. Raises OSError for a host that
+    is none of this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         port = SystemRandom().choice(_FREE_PORTS)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind((host, port))
-            return port
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
 
 
 def wait_until(ready: Callable[[], bool], timeout_s: float, every_s: float = 0.02) -> bool:

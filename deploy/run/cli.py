@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -16,8 +16,6 @@ from deploy.run.listening import inherited, listen
 from deploy.run.logs import log_json_lines
 from schemas.errors import Refused
 from schemas.settings import AggregatorSettings, ApiSettings, BadSettings, DatabaseSettings, EdgeSettings, load
-
-T = TypeVar("T")
 
 app = typer.Typer(
     help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",
@@ -61,15 +59,6 @@ def _say(text: str) -> None:
 def _serve(process: str, serving: Coroutine[Any, Any, None]) -> None:
     log_json_lines(process)
     uvloop.run(serving)
-
-
-def _ask_database(asking: Coroutine[Any, Any, T]) -> T:
-    import asyncpg  # noqa: PLC0415 - only where it is needed: the edge has no road to the database
-
-    try:
-        return uvloop.run(asking)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        raise CannotStart(f"the database refuses or does not answer: {error or type(error).__name__}") from None
 
 
 @app.command()
@@ -160,8 +149,9 @@ def api(
 def migrate(database_url: DatabaseUrl = None) -> None:
     """Bring the database to the shape this version expects."""
     from aggregator.db import migrate as migrating  # noqa: PLC0415
+    from deploy.run.database import ask  # noqa: PLC0415 - the edge has no road to the database
 
-    applied = _ask_database(migrating.migrate(load(DatabaseSettings, database_url=database_url).database_url))
+    applied = ask(migrating.migrate(load(DatabaseSettings, database_url=database_url).database_url))
     print("\n".join(applied) or "nothing to do")
 
 
@@ -173,10 +163,11 @@ def keys_create(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make an API key and print it; it is shown only this once."""
+    from deploy.run.database import ask  # noqa: PLC0415
     from deploy.run.keys import create  # noqa: PLC0415
 
     settings = load(DatabaseSettings, database_url=database_url)
-    print(_ask_database(create(settings.database_url, role, partner_id, advertiser_id)))
+    print(ask(create(settings.database_url, role, partner_id, advertiser_id)))
 
 
 @app.command()

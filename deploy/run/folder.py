@@ -44,12 +44,15 @@ def locked(data: Path) -> Iterator[Path]:
     try:
         _make(data)
         lock = FileLock(data / "lock", timeout=0)
-        with lock:
-            yield data.resolve()
+        lock.acquire()
     except Timeout:
         raise CannotStart(f"another `clickdam up` runs on {data}: stop it, or choose another folder (--data)") from None
-    except PermissionError as error:
+    except OSError as error:
         raise CannotStart(f"cannot use {data}: {error.strerror} ({error.filename})") from None
+    try:
+        yield data.resolve()
+    finally:
+        lock.release()
 
 
 def _make(data: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 
 from deploy.run.children import CannotStart, free_port
@@ -15,7 +14,7 @@ def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
 
     Raises CannotStart, also where SO_REUSEPORT alone would let a second program in on a used port.
     """
-    port = port or free_port(host)
+    port = port or _free_port(host)
     first = _bound(host, port, shared=False)
     if count == 1:
         return [first]
@@ -36,7 +35,14 @@ def why_not(host: str, port: int, error: OSError) -> str:
     """One line about a port that cannot be listened on."""
     if error.errno == errno.EADDRINUSE:
         return f"port {port} of {host} is in use: stop what listens there, or choose another port"
-    return f"cannot listen on port {port} of {host}: {os.strerror(error.errno) if error.errno else error}"
+    return f"cannot listen on port {port} of {host}: {error.strerror or error}"
+
+
+def _free_port(host: str) -> int:
+    try:
+        return free_port(host)
+    except OSError as error:
+        raise CannotStart(why_not(host, 0, error)) from None
 
 
 def _bound(host: str, port: int, *, shared: bool) -> socket.socket:

@@ -22,6 +22,7 @@ from aggregator.db.migrate import migrate
 from deploy.run import children, folder, servers
 from deploy.run.backlog import rows_behind
 from deploy.run.children import CannotStart, Kept, end_all, spawn, stop_together, wait_until
+from deploy.run.database import ask
 from deploy.run.folder import Demo, Remembered
 from deploy.run.http import answers
 from deploy.run.keys import create
@@ -107,9 +108,9 @@ def _keep_server(machine: Machine, name: str, start: Callable[[Path, int], serve
 
 
 def _migrate(machine: Machine) -> None:
-    asyncio.run(migrate(machine.database_url))
+    ask(migrate(machine.database_url))
     if not machine.memory.admin_key:
-        _remember(machine, admin_key=asyncio.run(create(machine.database_url, "admin")))
+        _remember(machine, admin_key=ask(create(machine.database_url, "admin")))
 
 
 def _start_edge(machine: Machine) -> None:

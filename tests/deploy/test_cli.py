@@ -2,14 +2,17 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from deploy.run.children import free_port
 from deploy.run.cli import app
+from deploy.run.listening import listen, port_of
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
 
@@ -73,3 +76,50 @@ def test_keys_create_prints_the_key_alone(database_url: str) -> None:
 def test_a_key_without_its_owner_is_refused_in_one_line(database_url: str) -> None:
     done = clickdam("keys", "create", "--role", "partner", CLICKDAM_DATABASE_URL=database_url)
     assert (done.returncode, done.stderr) == (2, "clickdam: a key for a partner needs partner_id\n")
+
+
+def test_a_host_that_is_not_this_machines_is_one_clear_line(tmp_path: Path) -> None:
+    for host in ("no-such-host.invalid", "203.0.113.9"):
+        done = clickdam("up", "--data", str(tmp_path / "data"), "--host", host, "--edge-port", "0")
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert host in done.stderr
+
+
+def test_a_free_port_is_found_on_every_kind_of_address() -> None:
+    for host in ("127.0.0.1", "0.0.0.0", "::1"):
+        with listen(host, 0)[0] as listening:
+            assert port_of(listening) > 0
+
+
+def test_a_data_folder_that_cannot_be_one_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/below"):
+        done = clickdam("up", "--data", str(tmp_path / folder))
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "cannot use" in done.stderr
+
+
+def test_up_with_a_database_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
+    ports = ("--edge-port", "0", "--api-port", "0", "--shop-port", "0")
+    url = f"postgresql://me:hidden@127.0.0.1:{free_port()}/d"
+    done = clickdam("up", "--data", str(tmp_path / "data"), *ports, CLICKDAM_DATABASE_URL=url)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "does not answer" in done.stderr
+    assert "hidden" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "edge", "aggregator", "api"])
+@pytest.mark.parametrize("asked_to_end", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_told_to_end_while_it_loads_ends_in_order(command: str, asked_to_end: signal.Signals) -> None:
+    loading = "import sys, signal, deploy.run; signal.raise_signal(signal.Signals(int(sys.argv[2])))"
+    done = subprocess.run([sys.executable, "-c", loading, command, str(int(asked_to_end))], check=False, timeout=30)
+    assert done.returncode == 0
+
+
+def test_a_command_that_is_no_server_does_not_claim_success_when_it_is_ended() -> None:
+    loading = "import signal, deploy.run; signal.raise_signal(signal.SIGTERM)"
+    done = subprocess.run([sys.executable, "-c", loading, "migrate"], check=False, timeout=30)
+    assert done.returncode == -signal.SIGTERM
