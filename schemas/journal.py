@@ -97,6 +97,7 @@ class Segment:
     @classmethod
     def create(cls, slot: Path, edge: str, incarnation: str) -> Segment:
         """The next segment of a slot whose lock the caller holds. Raises Unwritable, and leaves no file then."""
+        slot.mkdir(parents=True, exist_ok=True)
         earlier = segments(slot)
         number = int(earlier[-1].stem) + 1 if earlier else 1
         path = slot / f"{number:08}.journal"

@@ -5,7 +5,6 @@ COMPLETE = "links:complete"  # marker: the set of link configs is whole; lives 5
 SEQUENCE = "links:sequence"  # counts the changes published
 CHANGES = "links:changes"  # channel: "<sequence> <key>" for a change, "<sequence> " for a beat
 STATE = "links:state"  # hash: who filled this Redis: system id, timeline, epoch, run id
-EDGES = "edges:open"  # hash: incarnation -> edges that registered while the log was away
 
 
 def link(code: str) -> str:

@@ -94,6 +94,7 @@ def _check(event: Event, window: Window) -> None:
             _check_times(event.event_at_ms, uuid_ms(event.click_uuid))
         case Beat():
             _check_times(event.at_ms, event.complete_to_ms)
+            _check_acked(event.acked)
             for text in event.counters:
                 hour(text)
 
@@ -108,6 +109,11 @@ def _check_id(uuid: UUID, window: Window) -> None:
 def _check_class(click_class: int) -> None:
     if click_class not in _CLASSES:
         raise Refused("unknown_class")
+
+
+def _check_acked(acked: list[tuple[str, int, int]]) -> None:
+    if not all(0 <= partition < 2**31 and 0 <= offset < 2**63 for _, partition, offset in acked):
+        raise Refused("impossible_offset")
 
 
 def _check_times(*times_ms: int) -> None:

@@ -87,6 +87,7 @@ class JournalLog:
             segment.size_bytes >= limits.SEGMENT_BYTES_MAX
             or now - self._opened >= limits.SEGMENT_AGE_MAX_S
             or segment.meta.incarnation != self._incarnation()
+            or not segment.path.exists()  # somebody removed the folder: rows would go where nobody reads them
         )
 
     def _seal(self) -> None:

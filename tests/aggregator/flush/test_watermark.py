@@ -13,6 +13,7 @@ from aggregator.flush.session import Session, open_session
 from aggregator.flush.watermark import apply_beats
 from loadtests.faults.drift import fetch, value
 from loadtests.faults.journals import append, beat, body, clicks, consume_all, new_segment, now_ms, settings
+from schemas import events
 
 HOUR = "2026-11-23T01"
 
@@ -114,12 +115,15 @@ async def test_a_beat_that_makes_no_sense_is_put_aside(database_url: str, tmp_pa
         beat("i", at_ms=2**60),
         beat("i", complete_to_ms=-1),
         beat("i", counters={"yesterday": {"recorded": 1}}),
+        beat("i", acked=[("s", 2**31, 1)]),
+        events.encode(beat("i", acked=[("s", 0, 7)])).replace(b",7]", b",%d]" % 10**30),
     ]
     append(new_segment(tmp_path), [beat("i", "open"), *nonsense, beat("i", counters={HOUR: {"recorded": 2**63}})])
     await consume_all(settings(database_url, tmp_path))
     reasons = [row["reason"] for row in await fetch(database_url, "SELECT reason FROM dead_letter ORDER BY line")]
     assert reasons[:3] == ["impossible_time", "impossible_time", "bad_hour"]
-    assert len(reasons) == 4
+    assert reasons[3:5] == ["impossible_offset"] * 2
+    assert len(reasons) == 6
 
 
 async def test_a_beat_in_the_log_is_passed_with_everything_before_it(database_url: str, tmp_path: Path) -> None:

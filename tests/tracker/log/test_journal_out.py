@@ -1,5 +1,6 @@
 """The journal as the edge's log: rows on the disk, segments rotated wholly or not at all."""
 
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -104,9 +105,11 @@ async def test_a_rotation_that_fails_leaves_the_old_segment_in_use_and_no_other_
 async def test_a_folder_that_cannot_be_written_fails_each_write_until_it_can(tmp_path: Path, log: JournalLog) -> None:
     slot = tmp_path / "edge-0"
     slot.rename(tmp_path / "away")
+    slot.touch()
     for _ in range(2):
         with pytest.raises(LogFailed):
             await log.write(b"lost", 1)
+    slot.unlink()
     (tmp_path / "away").rename(slot)
     await log.write(b"kept", 2)
     assert bodies(tmp_path) == [b"kept"]
@@ -137,3 +140,10 @@ async def test_a_slot_has_one_writer(tmp_path: Path, log: JournalLog) -> None:
     elsewhere = JournalLog(tmp_path, 1, "edge", lambda: "other")
     elsewhere.lock()
     await elsewhere.close()
+
+
+async def test_a_folder_removed_under_a_running_edge_is_made_again(log: JournalLog, tmp_path: Path) -> None:
+    await log.write(b"before", 1)
+    shutil.rmtree(tmp_path / "edge-0")
+    await log.write(b"after", 2)
+    assert bodies(tmp_path) == [b"after"]
