@@ -109,7 +109,7 @@ async def close_abandoned(folder: Path, edge: str, workers: int) -> None:
     for slot in (slot for slot in journal.slots(folder) if slot >= workers):
         try:
             await _close_slot(folder, edge, slot)
-        except (journal.SlotTaken, journal.Unreadable, LogFailed) as error:
+        except (journal.SlotTaken, journal.Unreadable, LogFailed, OSError) as error:
             log.error("slot_not_closed", slot=slot, error=str(error))
 
 
