@@ -20,6 +20,7 @@ class EdgeClock:
     def __init__(self, wall: Callable[[], int] = wall_ms) -> None:
         self._wall = wall
         self._last_ms = 0
+        self.on_jump: Callable[[int], None] = lambda now_ms: None
         self.incarnation = _new_incarnation()
 
     def continue_from(self, persisted_ms: int) -> None:
@@ -29,13 +30,15 @@ class EdgeClock:
             self._last_ms = max(self._last_ms, persisted_ms)
 
     def now_ms(self) -> int:
-        """The time now, never less than before; after a jump back of more than a minute a new incarnation begins."""
+        """The time now, never less than before; after a jump back of more than a minute a new incarnation begins, and
+        `on_jump` hears of it before anything gets the new time."""
         now = self._wall()
         if now > self._last_ms:
             self._last_ms = now
         elif self._last_ms - now > _AHEAD_MAX_MS:
             self._last_ms = now
             self.incarnation = _new_incarnation()
+            self.on_jump(now)
         return self._last_ms
 
 

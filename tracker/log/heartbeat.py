@@ -7,6 +7,7 @@ ever acknowledged lies in that slot.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -54,11 +55,10 @@ class Heartbeat:
 
     async def beat(self, recorder: Recorder) -> None:
         """Beat until cancelled."""
+        self._clock.on_jump = partial(self._begin_incarnation, recorder)
         while True:
             await asyncio.sleep(limits.BEAT_S)
             now = self._clock.now_ms()
-            if self._clock.incarnation != self._incarnation:
-                self._begin_incarnation(recorder, now)
             complete_to = recorder.oldest_ms()
             beat = self._beat("beat", now, now if complete_to is None else min(complete_to, now))
             recorder.put_unwaited(events.encode(beat), now)
@@ -71,6 +71,8 @@ class Heartbeat:
         await self._log.seal()
 
     def _begin_incarnation(self, recorder: Recorder, now: int) -> None:
+        """In the log before any event of the new incarnation: what its `open` does not yet announce could break a
+        completeness that the old one has promised."""
         log.error("clock_jumped_back", incarnation=self._clock.incarnation)
         recorder.put_unwaited(events.encode(self._beat("closed", now, now)), now)
         self._incarnation = self._clock.incarnation

@@ -49,10 +49,10 @@ class _Batch:
     deadline: asyncio.TimerHandle | None = None
 
     def takes(self, at_ms: int) -> bool:
-        """Whether another event of this time goes in; an hour's end closes a batch, because outcomes are kept by
-        the event's hour."""
+        """Whether another event of this time goes in. An hour's end closes a batch, because outcomes are kept by the
+        event's hour; so does a clock that jumped back, because a batch's first event is its oldest."""
         same_hour = at_ms // HOUR_MS == self.first_ms // HOUR_MS
-        return same_hour and self.size_bytes < limits.BATCH_BYTES_MAX
+        return same_hour and at_ms >= self.latest_ms and self.size_bytes < limits.BATCH_BYTES_MAX
 
 
 class Recorder:
@@ -131,7 +131,7 @@ class Recorder:
 
     async def _linger(self, batch: _Batch) -> None:
         rest = batch.opened + limits.LINGER_S - time.monotonic()
-        if rest > 0 and batch.takes(batch.first_ms):
+        if rest > 0 and batch.size_bytes < limits.BATCH_BYTES_MAX:
             await asyncio.sleep(rest)
 
     async def _write(self, batch: _Batch) -> Outcome:

@@ -195,6 +195,24 @@ async def test_a_clock_that_jumps_back_closes_one_incarnation_and_opens_another(
     assert journal.left_behind(tmp_path / "edge-0") == []
 
 
+async def test_nothing_of_a_new_incarnation_is_written_before_it_is_announced(tmp_path: Path) -> None:
+    process = await Process(tmp_path).start()
+    async with recording(process.log, process.tally) as recorder:
+        beating = asyncio.create_task(process.heartbeat.beat(recorder))
+        await asyncio.sleep(0.01)
+        process.now -= 365 * 86_400_000
+        at_ms = process.clock.now_ms()
+        recorder.put_unwaited(b'{"kind":"mark"}', at_ms)
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+    await process.end()
+    lines = [line for body in edges.bodies(tmp_path) for line in body.split(b"\n")]
+    mark = lines.index(b'{"kind":"mark"}')
+    announced = [n for n, line in enumerate(lines) if process.clock.incarnation.encode() in line and b'"open"' in line]
+    assert announced
+    assert announced[0] < mark
+
+
 async def test_beats_carry_absolute_counts_by_hour(tmp_path: Path, redis_url: str) -> None:
     async with edges.filled(redis_url), edges.running_edge(edges.settings(tmp_path, redis_url)) as running:
         await edges.get_all(running.port, ["/c/demo"] * 5)
