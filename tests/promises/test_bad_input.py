@@ -320,13 +320,23 @@ class Sender:
         self.port = port
         self.idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self.statuses: dict[int, int] = {}
+        self.repeated = 0
 
     async def send(self, raw: bytes) -> Answer:
+        """The answer; a conversion that this machine's disk held up past the deadline is sent again, as it is told."""
+        found = await self._send(raw)
+        while found.status == 503 and b"not_durable" in found.body:
+            self.repeated += 1
+            assert self.repeated <= EXAMPLES, "a slow disk is no reason for so many"
+            found = await self._send(raw)
+        self.statuses[found.status] = self.statuses.get(found.status, 0) + 1
+        return found
+
+    async def _send(self, raw: bytes) -> Answer:
         reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(raw)
         async with asyncio.timeout(10):
             found = await read_answer(reader, has_body=not raw.startswith(b"HEAD"))
-        self.statuses[found.status] = self.statuses.get(found.status, 0) + 1
         if found.status == 0 or found.headers.get("connection") == "close":
             await close(writer)
         else:
