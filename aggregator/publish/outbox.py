@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import structlog
 
 from aggregator.db.connect import Database, DatabaseAway, Pool
@@ -50,7 +51,7 @@ async def publish_now(pool: Pool, redis: Redis, kind: Kind, row_id: int) -> bool
         async with asyncio.timeout(limits.PUBLISH_TIMEOUT_S), pool.acquire() as db:
             configs = await _with_what_it_needs(db, kind, row_id)
             await write(redis, configs)
-    except (*RedisError, *DatabaseAway, EpochBehind) as error:
+    except (*RedisError, *DatabaseAway, asyncpg.PostgresError, EpochBehind) as error:
         log.warning("not_live_yet", kind=kind, row_id=row_id, error=type(error).__name__)
         return False
     return True
