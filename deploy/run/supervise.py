@@ -16,7 +16,7 @@ import structlog
 from pydantic import SecretStr
 
 from deploy.run.admin import Worker, admin_site
-from deploy.run.children import Kept, spawn, stop_together
+from deploy.run.children import CannotStart, Kept, spawn, stop_together
 from schemas import limits
 from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings
 from tracker.log.heartbeat import close_abandoned
@@ -34,6 +34,7 @@ async def supervise(settings: EdgeSettings, sockets: list[socket.socket]) -> Non
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    _make_folder(settings)
     await close_abandoned(settings.journal_folder, settings.edge_name, len(sockets))
     # the paths of unix sockets are short, so this folder is not under the operator's
     with tempfile.TemporaryDirectory(prefix="clickdam-") as folder:
@@ -41,6 +42,17 @@ async def supervise(settings: EdgeSettings, sockets: list[socket.socket]) -> Non
         async with admin_site(settings.host, settings.admin_port, workers):
             await _keep(workers, stopping)
             await _stop(workers)
+
+
+def _make_folder(settings: EdgeSettings) -> None:
+    """Refuse at once what every worker would die of."""
+    try:
+        settings.journal_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.journal_folder):
+            pass
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise CannotStart(f"{PREFIX}LOG_URL={settings.log_url!r}: cannot write there: {why}") from None
 
 
 def _worker(settings: EdgeSettings, slot: int, listening: socket.socket, folder: Path) -> Worker:

@@ -40,6 +40,17 @@ def test_a_refusal_names_variable_and_value_but_shows_no_secret() -> None:
     assert "hidden" not in done.stderr
 
 
+def test_a_journal_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    keys = {"CLICKDAM_CLICK_KEYS": "1:" + "ab" * 32, "CLICKDAM_VISITOR_KEY": "cd" * 16}
+    of = {"CLICKDAM_REDIS_URL": "redis://127.0.0.1:1", "CLICKDAM_LOG_URL": f"journal://{tmp_path}/file/journal"}
+    done = clickdam("edge", "--edge-port", "0", "--admin-port", "0", **keys, **of)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"clickdam: CLICKDAM_LOG_URL='{of['CLICKDAM_LOG_URL']}': cannot write there: Not a directory\n"
+    )
+
+
 def test_a_flag_wins_over_its_variable() -> None:
     done = clickdam("migrate", "--database-url", "sqlite://flag", CLICKDAM_DATABASE_URL="postgresql://u@127.0.0.1/d")
     assert done.returncode == 2
