@@ -1,0 +1,206 @@
+"""P8: the same order never pays twice, however often and wherever it is posted and whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+
+from deploy.run.backlog import rows_behind
+from loadtests.faults.edges import BROWSER
+from loadtests.heard import click_id_of
+from loadtests.programme import CPA_MINOR, CURRENCY, Programme, api, call, make_programme
+from loadtests.system import clickdam_up
+
+POSTS = 50
+WORKERS = 2
+KILL_AFTER_S = (0.002, 0.005, 0.010, 0.015, 0.020, 0.030)  # of the posts of one order each
+RECEIPT_S = 30.0
+APPLIED_S = 30.0
+SALE_MINOR = 4_990
+Receipt = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Posted:
+    """One order's receipts, and how many of its posts went unanswered or got a 503 and were sent again."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    repeated: int = 0
+
+    @property
+    def results(self) -> Counter[str]:
+        return Counter(receipt["result"] for receipt in self.receipts)
+
+    @property
+    def conversion_ids(self) -> set[str]:
+        return {receipt["conversion_id"] for receipt in self.receipts}
+
+
+def doors(token: str, click_id: str, order_id: str) -> Iterator[dict[str, Any]]:
+    """The same order as a form, as a query and as JSON, in turn: what aiohttp's `request` is called with."""
+    said = {"click_id": click_id, "order_id": order_id, "currency": CURRENCY}
+    form = said | {"amount": "49.90", "token": token}
+    while True:
+        yield {"method": "POST", "url": "/postback", "data": form}
+        yield {"method": "GET", "url": "/postback", "params": form}
+        bearer = {"Authorization": f"Bearer {token}"}
+        yield {
+            "method": "POST",
+            "url": "/v1/conversions",
+            "json": said | {"amount_minor": SALE_MINOR},
+            "headers": bearer,
+        }
+
+
+async def post_order(edge_url: str, token: str, click_id: str, order_id: str) -> Posted:
+    """All posts at the same time, each on a connection of its own and again until it has a receipt."""
+    posted = Posted()
+    new_connections = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(edge_url, connector=new_connections) as session, asyncio.timeout(RECEIPT_S):
+        calls = [request for request, _ in zip(doors(token, click_id, order_id), range(POSTS), strict=False)]
+        await asyncio.gather(*(post_until_receipt(session, one, posted) for one in calls))
+    return posted
+
+
+async def post_until_receipt(session: aiohttp.ClientSession, request: Mapping[str, Any], posted: Posted) -> None:
+    while (receipt := await post(session, request)) is None:
+        posted.repeated += 1
+        await asyncio.sleep(0.05)
+    posted.receipts.append(receipt)
+
+
+async def post(session: aiohttp.ClientSession, request: Mapping[str, Any]) -> Receipt | None:
+    """The receipt; None where the worker died over it, or said to try again."""
+    try:
+        async with session.request(**request) as response:
+            assert response.status in {200, 503}, await response.text()
+            return dict(await response.json()) if response.status == 200 else None
+    except aiohttp.ClientError:
+        return None
+
+
+def pids(config: Path, name: str) -> list[int]:
+    return list(json.loads(config.read_text())["processes"][name])
+
+
+async def kill_one(config: Path, name: str) -> int:
+    """kill -9."""
+    pid = random.choice(pids(config, name))
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def is_back(config: Path, name: str, killed: int, processes: int) -> None:
+    async with asyncio.timeout(RECEIPT_S):
+        while killed in pids(config, name) or len(pids(config, name)) < processes:
+            await asyncio.sleep(0.02)
+
+
+async def buy_a_click(edge_url: str, code: str) -> str:
+    async with (
+        aiohttp.ClientSession(headers={"User-Agent": BROWSER}) as session,
+        session.get(f"{edge_url}/c/{code}", allow_redirects=False) as response,
+    ):
+        click_id = click_id_of(response.headers["Location"])
+        assert click_id
+        return click_id
+
+
+async def until_applied(data: Path, database_url: str) -> None:
+    async with asyncio.timeout(APPLIED_S):
+        while await rows_behind(data / "journal", database_url):
+            await asyncio.sleep(0.1)
+
+
+async def reported(api_url: str, programme: Programme) -> dict[str, Any]:
+    """The partner's own line."""
+    today = datetime.now(UTC).date()
+    asked = {"from": str(today - timedelta(days=1)), "to": str(today + timedelta(days=2)), "group_by": "link"}
+    async with api(api_url, programme.partner_keys[0]) as session:
+        (row,) = (await call(session, "GET", "/v1/reports", params=asked))["data"]
+        return dict(row)
+
+
+async def in_postgres(database_url: str) -> tuple[list[asyncpg.Record], list[asyncpg.Record], asyncpg.Record]:
+    """Conversions by order, intakes by order and result, and the rollup's sums."""
+    postgres = await asyncpg.connect(database_url)
+    conversions = await postgres.fetch("SELECT order_id, conversion_id::text, status, payout_minor FROM conversion")
+    intakes = await postgres.fetch(
+        "SELECT conversion_id::text, count(*) FILTER (WHERE result = 'accepted') AS accepted, count(*) AS all"
+        " FROM conversion_intake GROUP BY 1"
+    )
+    rollup = await postgres.fetchrow(
+        "SELECT sum(conversions)::int AS conversions, sum(sale_amount_minor)::int AS sale_amount,"
+        " sum(payout_minor)::int AS payout FROM conversion_rollup"
+    )
+    await postgres.close()
+    assert rollup is not None
+    return conversions, intakes, rollup
+
+
+async def post_orders(told: dict[str, Any], config: Path, token: str, click_id: str) -> dict[str, Posted]:
+    """One order in peace, then one for each kill of a worker; the aggregator is killed once, over the first's posts."""
+    posted = {"calm": await post_order(told["edge_url"], token, click_id, "calm")}
+    aggregator = await kill_one(config, "aggregator")
+    for n, after_s in enumerate(KILL_AFTER_S):
+        posting = asyncio.create_task(post_order(told["edge_url"], token, click_id, f"killed-{n}"))
+        await asyncio.sleep(after_s)
+        worker = await kill_one(config, "worker")
+        posted[f"killed-{n}"] = await posting
+        await is_back(config, "worker", worker, WORKERS)
+    await is_back(config, "aggregator", aggregator, 1)
+    return posted
+
+
+@pytest.mark.timeout(180)
+async def test_fifty_posts_of_one_order_pay_once_while_processes_are_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    with clickdam_up(workers=WORKERS) as data:
+        told = json.loads((data / "clickdam.json").read_text())
+        async with api(told["api_url"], told["admin_key"]) as session:
+            programme = await make_programme(session, "p8", 1, lambda: None)
+        click_id = await buy_a_click(told["edge_url"], programme.codes[0])
+        posted = await post_orders(told, data / "clickdam.json", programme.token, click_id)
+        await until_applied(data, told["database_url"])
+        conversions, intakes, rollup = await in_postgres(told["database_url"])
+        line = await reported(told["api_url"], programme)
+    with capsys.disabled():
+        show(posted, intakes, rollup)
+    assert posted["calm"].results == {"accepted": WORKERS, "duplicate": POSTS - WORKERS}, "one hint in each worker"
+    assert any(one.repeated for one in posted.values()), "the kills hit posts on their way"
+    for one in posted.values():
+        assert one.results.keys() <= {"accepted", "duplicate"}
+        assert (one.results.total(), len(one.conversion_ids)) == (POSTS, 1)
+    wanted = {(order, *one.conversion_ids, "approved", CPA_MINOR) for order, one in posted.items()}
+    assert sorted(map(tuple, conversions)) == sorted(wanted), "one row for each order"
+    assert {row["accepted"] for row in intakes} == {1}, "each further intake is a duplicate"
+    assert len(intakes) == len(posted)
+    for row in intakes:
+        (of,) = (one for one in posted.values() if row["conversion_id"] in one.conversion_ids)
+        assert POSTS <= row["all"] <= POSTS + of.repeated
+    paid = (len(posted), len(posted) * SALE_MINOR, len(posted) * CPA_MINOR)
+    assert tuple(rollup) == paid
+    assert (line["conversions"], line["sale_amount"], line["payout"]) == paid
+
+
+def show(posted: Mapping[str, Posted], intakes: list[asyncpg.Record], rollup: asyncpg.Record) -> None:
+    repeated = sum(one.repeated for one in posted.values())
+    answered = sum((one.results for one in posted.values()), Counter[str]())
+    print(
+        f"\nP8: {len(posted)} orders, {POSTS} posts each to both doors of {WORKERS} workers; killed -9:"
+        f" worker {len(KILL_AFTER_S)}x, aggregator 1x; posts repeated {repeated}; receipts {dict(answered)};"
+        f" intakes {sum(row['all'] for row in intakes)}, of them accepted {sum(row['accepted'] for row in intakes)};"
+        f" paid {rollup['conversions']} x {CPA_MINOR / 100:.2f} = {rollup['payout'] / 100:.2f} {CURRENCY}"
+    )
