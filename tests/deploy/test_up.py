@@ -207,6 +207,7 @@ def test_what_dies_is_started_again_and_described_anew(up: Up, name: str) -> Non
 
 
 async def test_ctrl_c_under_load_and_kills_of_everything_lose_nothing(data: Path) -> None:
+    """P5: it ends within 15 s of SIGINT under load, and nothing that was answered is lost."""
     everything = ("edge", "worker", "aggregator", "api", "valkey", "postgres")
     with start(data) as up:
         answered = await stop_under_load(up)
