@@ -225,6 +225,29 @@ async def test_ctrl_c_under_load_and_kills_of_everything_lose_nothing(data: Path
         end(up, signal.SIGTERM)
 
 
+async def test_it_ends_in_time_with_everything_it_leans_on_frozen_and_loses_nothing(data: Path) -> None:
+    """P5, where it is hard: Postgres and Valkey hold every connection open and answer nothing."""
+    with start(data) as up:
+        answered = await send(up.told["demo"]["link_url"], 200, lambda _: None)
+        freeze(up, "postgres", "valkey")
+        answered += await send(up.told["demo"]["link_url"], 200, lambda _: None)
+        began = time.monotonic()
+        up.process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(up.process.wait, STOP_S) == 0
+        print(f"ended {time.monotonic() - began:.1f} s after SIGINT with Postgres and Valkey frozen")
+    with start(data) as up:
+        await compare(up, answered, 0)
+        end(up, signal.SIGTERM)
+
+
+def freeze(up: Up, *names: str) -> None:
+    """Stop these servers with all their processes; `clickdam up` ends them when it cannot wait any longer."""
+    for name in names:
+        (pid,) = up.told["processes"][name]
+        for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            one.suspend()
+
+
 async def stop_under_load(up: Up) -> list[str]:
     """Ctrl-C while clicks are sent; the ids of those that were answered."""
     answered: list[str] = []
