@@ -58,7 +58,8 @@ class Conversion(msgspec.Struct, tag_field="kind", tag="conversion", kw_only=Tru
 
 class Beat(msgspec.Struct, tag_field="kind", tag="beat", kw_only=True, frozen=True, omit_defaults=True):
     """The watermark of one edge, one a second: all its events received before `complete_to_ms` are in the log at or
-    before the offsets `acked` ([source, partition, offset]). `counters` are absolute for this incarnation:
+    before the offsets `acked` ([source, partition, offset]), the first an edge writes (`open`) and its last (`closed`)
+    too. `counters` are absolute for this incarnation:
     {hour (UTC, 2026-11-23T01): {outcome: count}}."""
 
     v: Literal[1]
@@ -71,7 +72,15 @@ class Beat(msgspec.Struct, tag_field="kind", tag="beat", kw_only=True, frozen=Tr
     counters: dict[str, dict[str, int]] = {}
 
 
-Event = Click | Conversion | Beat
+class Probe(msgspec.Struct, tag_field="kind", tag="probe", kw_only=True, frozen=True):
+    """An edge asks whether a partition takes records again. Means nothing to who reads it."""
+
+    v: Literal[1]
+    edge: str
+    at_ms: int
+
+
+Event = Click | Conversion | Beat | Probe
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 

@@ -31,6 +31,17 @@ QUEUE_EVENTS_MAX = 50_000  # events not yet durable, about 25 MB; beyond it new 
 BEAT_S = 1.0  # one watermark record per edge and second
 CLOCK_AHEAD_MAX_S = 60.0  # a persisted or heard time further ahead than this is a broken clock
 
+# Kafka, as an edge writes it
+SPOOL_WAIT_S = 0.100  # on top of the ack deadline, for the spool's fsync; then a click is answered `late`
+PROBE_S = 2.0  # a heartbeat that Kafka has not acknowledged by then ends its producer
+PRODUCER_START_S = 3.0  # to find the cluster; a frozen broker accepts connections and says nothing
+PRODUCER_STOP_S = 1.0  # aiokafka's stop may hang; what is abandoned lies in the spool
+KAFKA_REQUEST_S = 5.0  # of one request on the wire; the client tries again on a new connection
+REBUILD_PAUSE_MAX_S = 3.0  # between attempts to build a producer, so that a broker's return is seen well within 10 s
+SPOOL_SEGMENT_BYTES_MAX = 8 * 1024 * 1024  # what is sent is given back to the disk in such pieces
+DRAIN_BYTES_PER_S = 4 * 1024 * 1024  # about 8,000 events a second, beside the live ones
+RECORD_BYTES_MAX = 1_048_588  # what a topic must take, Kafka's own default; a batch of ours is 128 kB
+
 # The journal
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024  # a segment and so its WAL; a frozen reader cannot grow it further
 SEGMENT_AGE_MAX_S = 3_600.0  # a quiet edge still lets old segments be removed

@@ -1,6 +1,6 @@
 """The law of accounting: every request at a click door ends in exactly one outcome, with a reason from a closed list.
 
-`received = recorded + late + lost + uncounted + refused(reason)`; a recorded click has a class.
+`received = recorded + spooled + late + lost + uncounted + refused(reason)`; a recorded click has a class.
 """
 
 from enum import IntEnum, StrEnum
@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     """How a request at a click door ended; refusals are counted as `refused_<reason>`."""
 
     RECORDED = "recorded"
+    SPOOLED = "spooled"  # on this machine's disk, on its way to a log that could not take it in time
     LATE = "late"  # answered at the deadline, the write was still under way
     LOST = "lost"  # answered, but the write failed or the queue was full
     UNCOUNTED = "uncounted"

@@ -6,6 +6,8 @@ SEQUENCE = "links:sequence"  # counts the changes published
 CHANGES = "links:changes"  # channel: "<sequence> <key>" for a change, "<sequence> " for a beat
 STATE = "links:state"  # hash: who filled this Redis: system id, timeline, epoch, run id
 
+EDGES = "edges:registered"  # hash: incarnation -> JSON {edge, at_ms} of edges that the log could not hear of yet
+
 
 def link(code: str) -> str:
     return f"link:{code}"

@@ -8,16 +8,16 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.click_id import ClickKeys
 
 PREFIX = "CLICKDAM_"
-_SECRET = frozenset({"click_keys", "visitor_key", "redis_url", "database_url"})
+_SECRET = frozenset({"click_keys", "visitor_key", "redis_url", "database_url", "kafka_password"})
 
 
 class BadSettings(ValueError):
@@ -36,8 +36,14 @@ def _split(value: str) -> SplitResult:
 
 
 def _log_url(value: str) -> str:
-    if not re.match(r"journal:///.", value):
-        raise ValueError("must be journal:///folder")
+    if not re.fullmatch(r"journal:///.+|kafka://[\w.-]+:\d{1,5}(,[\w.-]+:\d{1,5})*", value):
+        raise ValueError("must be journal:///folder or kafka://host:9092,host:9092")
+    return value
+
+
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", value) or value in (".", ".."):
+        raise ValueError("must be a topic name: letters, digits, . _ - and at most 200 of them")
     return value
 
 
@@ -78,16 +84,55 @@ def _visitor_key(value: SecretStr) -> SecretStr:
 
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+Topic = Annotated[str, AfterValidator(_topic)]
 
 
 class _Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
 
-class EdgeSettings(_Settings):
-    """What an edge needs: the log, Redis and its keys. No database."""
+class LogSettings(_Settings):
+    """Where the log is, and how to reach a Kafka. `kafka_*` mean nothing to a journal."""
 
     log_url: Annotated[str, AfterValidator(_log_url)]
+    kafka_events_topic: Topic = "clickdam.events"
+    kafka_beats_topic: Topic = "clickdam.beats"
+    kafka_client_id: str = "clickdam"
+    kafka_security: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = "plaintext"
+    kafka_ca_file: FilePath | None = None  # the system's authorities where none is named
+    kafka_cert_file: FilePath | None = None
+    kafka_key_file: FilePath | None = None
+    kafka_sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    kafka_username: str | None = None
+    kafka_password: SecretStr | None = None
+
+    @property
+    def is_kafka(self) -> bool:
+        return self.log_url.startswith("kafka:")
+
+    @property
+    def journal_folder(self) -> Path:
+        return journal_folder(self.log_url)
+
+    @property
+    def kafka_servers(self) -> list[str]:
+        return self.log_url.removeprefix("kafka://").split(",")
+
+    @model_validator(mode="after")
+    def _credentials_are_whole(self) -> Self:
+        if self.kafka_security.startswith("sasl") and not (self.kafka_username and self.kafka_password):
+            how = f"CLICKDAM_KAFKA_SECURITY={self.kafka_security!r}"
+            raise ValueError(f"{how}: needs CLICKDAM_KAFKA_USERNAME and CLICKDAM_KAFKA_PASSWORD")
+        if (self.kafka_cert_file is None) != (self.kafka_key_file is None):
+            raise ValueError("CLICKDAM_KAFKA_CERT_FILE and CLICKDAM_KAFKA_KEY_FILE belong together")
+        if self.kafka_events_topic == self.kafka_beats_topic:
+            raise ValueError("CLICKDAM_KAFKA_EVENTS_TOPIC and CLICKDAM_KAFKA_BEATS_TOPIC must differ")
+        return self
+
+
+class EdgeSettings(LogSettings):
+    """What an edge needs: the log, Redis and its keys. No database."""
+
     redis_url: Annotated[str, AfterValidator(_redis_url)]
     click_keys: Annotated[SecretStr, AfterValidator(_click_keys)]
     visitor_key: Annotated[SecretStr, AfterValidator(_visitor_key)]
@@ -96,10 +141,10 @@ class EdgeSettings(_Settings):
     admin_port: Port = 8090
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     edge_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
-
-    @property
-    def journal_folder(self) -> Path:
-        return journal_folder(self.log_url)
+    spool_folder: Path = Path("clickdam-spool")  # what Kafka could not take; a journal has no spool
+    spool_bytes_max: Annotated[int, Field(ge=1_000_000)] = (
+        4 * 1024**3
+    )  # of one worker: an hour at 2,000 clicks a second
 
     @property
     def keys(self) -> ClickKeys:
@@ -111,24 +156,29 @@ class EdgeSettings(_Settings):
 
 
 class DatabaseSettings(_Settings):
-    """What `migrate` and `keys` need."""
+    """What `keys` needs."""
 
     database_url: Annotated[str, AfterValidator(_database_url)]
 
 
-class AggregatorSettings(DatabaseSettings):
+class TopicSettings(LogSettings):
+    """What `migrate` makes of Kafka's topics, and what it wants of those that are there."""
+
+    kafka_partitions: Annotated[int, Field(ge=1, le=1_000)] = 12  # as many consumers can share the work
+    kafka_replication: Annotated[int, Field(ge=1, le=10)] = 3
+    kafka_min_insync: Annotated[int, Field(ge=1, le=10)] = 2  # with three replicas, one may be away
+    kafka_retention_h: Annotated[int, Field(ge=1, le=87_600)] = 168  # how long Postgres, or its backup, may lie behind
+
+
+class AggregatorSettings(DatabaseSettings, LogSettings):
     """Consumer, publisher and partition keeper."""
 
-    log_url: Annotated[str, AfterValidator(_log_url)]
     redis_url: Annotated[str, AfterValidator(_redis_url)]
     click_retention_days: Annotated[int, Field(ge=32, le=3_660)] = 400
     journal_retention_h: Annotated[int, Field(ge=0, le=8_760)] = 48  # covers a Postgres restored from last night
     host: str = "127.0.0.1"
     admin_port: Port = 8091
-
-    @property
-    def journal_folder(self) -> Path:
-        return journal_folder(self.log_url)
+    kafka_group: str = "clickdam-aggregator"
 
 
 class ApiSettings(DatabaseSettings):
@@ -157,6 +207,8 @@ def load(kind: type[S], **flags: Any) -> S:
 
 
 def _refusal(found: dict[str, Any]) -> str:
+    if not found["loc"]:
+        return str(found["msg"]).removeprefix("Value error, ")
     name = str(found["loc"][0])
     variable = PREFIX + name.upper()
     if found["type"] == "missing":

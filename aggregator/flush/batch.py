@@ -28,14 +28,15 @@ class Begun(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The events of one partition at offsets `first` to `next - 1`, to be applied together or not at all. `begun` are
-    the edges, of any partition, that were met after these events were read, in the order of the log."""
+    the edges, of any partition, that were met after these events were read, in the order of the log; None when that
+    could not be looked up, and then the beats among the events must not advance anything."""
 
     source: str
     partition: int
     first: int
     next: int
     records: list[Record]
-    begun: list[Begun] = field(default_factory=list)
+    begun: list[Begun] | None = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,10 @@ class Applied:
     dead: int = 0
 
 
+class Moved(RuntimeError):
+    """What this reader reads has changed (another consumer came or went): read the positions and seek."""
+
+
 class Reader(Protocol):
     """A log as the consumer sees it."""
 
@@ -57,4 +62,4 @@ class Reader(Protocol):
 
     async def read(self) -> Batch | None:
         """The next batch of any partition, following the one handed out before; None when there was nothing for a
-        moment."""
+        moment. Raises Moved."""

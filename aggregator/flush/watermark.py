@@ -59,7 +59,7 @@ ON CONFLICT (incarnation, hour, outcome) DO UPDATE SET count = greatest(held.cou
 """
 
 
-async def apply_beats(db: Connection, beats: Sequence[Beat], begun: Sequence[Begun] = ()) -> None:
+async def apply_beats(db: Connection, beats: Sequence[Beat], begun: Sequence[Begun] | None = ()) -> None:
     """Register, beat and close edges. A closed edge stays closed; counters are absolute and only grow.
 
     `begun` are edges met in the log before what they wrote was read; a beat promises for all edges, so they are
@@ -67,7 +67,7 @@ async def apply_beats(db: Connection, beats: Sequence[Beat], begun: Sequence[Beg
     """
     if not beats:
         return
-    await _begin(db, begun)
+    await _begin(db, begun or ())
     names = {beat.incarnation: beat.edge for beat in beats}
     incarnations = sorted(names)
     await db.execute(_REGISTER, incarnations, [names[incarnation] for incarnation in incarnations])

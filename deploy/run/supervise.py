@@ -69,7 +69,7 @@ def _worker(settings: EdgeSettings, slot: int, listening: socket.socket, folder:
 def as_environment(settings: EdgeSettings | AggregatorSettings | ApiSettings) -> dict[str, str]:
     """The same settings for a child process, flags included."""
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return {PREFIX + name.upper(): _plain(value) for name, value in values.items()}
+    return {PREFIX + name.upper(): _plain(value) for name, value in values.items() if value is not None}
 
 
 def _plain(value: object) -> str:

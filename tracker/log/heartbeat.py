@@ -48,7 +48,7 @@ class Heartbeat:
         now = self._clock.now_ms()
         beats = [self._closing(of, now) for of in _by_incarnation(left_behind)]
         beats.append(self._beat(state, now, now))
-        await self._log.write(b"\n".join(events.encode(beat) for beat in beats), now)
+        await self._log.append(b"\n".join(events.encode(beat) for beat in beats), now)
         for segment in left_behind:
             log.warning("closed_for_a_killed_edge", incarnation=segment.meta.incarnation, segment=segment.path.name)
             journal.seal(segment.path)
@@ -61,23 +61,23 @@ class Heartbeat:
             now = self._clock.now_ms()
             complete_to = recorder.oldest_ms()
             beat = self._beat("beat", now, now if complete_to is None else min(complete_to, now))
-            recorder.put_unwaited(events.encode(beat), now)
+            recorder.put_watermark(events.encode(beat), now)
 
     async def close(self) -> None:
         """Say that no more will come from this incarnation. Call when the recorder is drained. Raises LogFailed; the
         next in this slot closes it then."""
         now = self._clock.now_ms()
-        await self._log.write(events.encode(self._beat("closed", now, now)), now)
+        await self._log.append(events.encode(self._beat("closed", now, now)), now)
         await self._log.seal()
 
     def _begin_incarnation(self, recorder: Recorder, now: int) -> None:
         """In the log before any event of the new incarnation: what its `open` does not yet announce could break a
         completeness that the old one has promised."""
         log.error("clock_jumped_back", incarnation=self._clock.incarnation)
-        recorder.put_unwaited(events.encode(self._beat("closed", now, now)), now)
+        recorder.put_watermark(events.encode(self._beat("closed", now, now)), now)
         self._incarnation = self._clock.incarnation
         self._tally.begin_incarnation()
-        recorder.put_unwaited(events.encode(self._beat("open", now, now)), now)
+        recorder.put_watermark(events.encode(self._beat("open", now, now)), now)
 
     def _beat(self, state: str, at_ms: int, complete_to_ms: int) -> Beat:
         assert state in ("open", "beat", "closed")

@@ -11,7 +11,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from schemas import journal, limits
-from tracker.log.recorder import LogFailed
+from schemas.outcomes import Outcome
+from tracker.log.recorder import Batch, LogFailed
 
 
 class JournalLog:
@@ -37,12 +38,23 @@ class JournalLog:
         """Segments of writers of this slot that did not end in order."""
         return journal.left_behind(self._folder)
 
-    async def write(self, body: bytes, latest_ms: int) -> None:
-        """Append one row, on the disk when this returns. Raises LogFailed."""
+    @property
+    def deadline_s(self) -> float:
+        return limits.ACK_DEADLINE_S
+
+    async def write(self, batch: Batch) -> Outcome:
+        await self.append(b"\n".join(batch.events), batch.latest_ms)
+        return Outcome.RECORDED
+
+    async def append(self, body: bytes, latest_ms: int) -> None:
+        """Append one row of JSON lines, on the disk when this returns. Raises LogFailed."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._append, body, latest_ms)
 
     def acked(self) -> list[tuple[str, int, int]]:
         return self._acked
+
+    def oldest_ms(self) -> int | None:
+        return None
 
     async def seal(self) -> None:
         """Say that the segment is complete; call when the closing beat is in it. Raises LogFailed."""

@@ -28,31 +28,48 @@ class LogFailed(Exception):
     """The log could not take a batch; it is not durable."""
 
 
-class Log(Protocol):
-    """Where events become durable. The journal is one; a broker is another."""
-
-    async def write(self, body: bytes, latest_ms: int) -> None:
-        """Return when `body` (JSON lines) is durable. Raises LogFailed."""
-
-    def acked(self) -> list[tuple[str, int, int]]:
-        """[source, partition, offset] up to which everything written is durable."""
-
-
 @dataclass(slots=True)
-class _Batch:
+class Batch:
+    """One group commit. `opened` is when its oldest event came, on the monotonic clock (s). A batch of watermarks holds
+    nothing else, because a broker keeps them in another topic."""
+
     first_ms: int
     opened: float
+    is_watermark: bool = False
     latest_ms: int = 0
     size_bytes: int = 0
     events: list[bytes] = field(default_factory=list)
     waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
     deadline: asyncio.TimerHandle | None = None
 
-    def takes(self, at_ms: int) -> bool:
+    def takes(self, at_ms: int, *, is_watermark: bool) -> bool:
         """Whether another event of this time goes in. An hour's end closes a batch, because outcomes are kept by the
         event's hour; so does a clock that jumped back, because a batch's first event is its oldest."""
         same_hour = at_ms // HOUR_MS == self.first_ms // HOUR_MS
-        return same_hour and at_ms >= self.latest_ms and self.size_bytes < limits.BATCH_BYTES_MAX
+        in_order = at_ms >= self.latest_ms and is_watermark == self.is_watermark
+        return same_hour and in_order and self.size_bytes < limits.BATCH_BYTES_MAX
+
+    def add(self, event: bytes, at_ms: int) -> None:
+        self.events.append(event)
+        self.size_bytes += len(event) + 1
+        self.latest_ms = at_ms
+
+
+class Log(Protocol):
+    """Where events become durable. The journal is one; a broker with a spool beneath it is another."""
+
+    @property
+    def deadline_s(self) -> float:
+        """How long after its event came a waiter may be kept waiting for `write`."""
+
+    async def write(self, batch: Batch) -> Outcome:
+        """Return when the batch is durable: RECORDED, or SPOOLED when the log will have it later. Raises LogFailed."""
+
+    def acked(self) -> list[tuple[str, int, int]]:
+        """[source, partition, offset] up to which everything written is durable."""
+
+    def oldest_ms(self) -> int | None:
+        """The time of the oldest event that is SPOOLED still; None where there is none."""
 
 
 class Recorder:
@@ -61,8 +78,8 @@ class Recorder:
     def __init__(self, target: Log, tally: Tally) -> None:
         self._log = target
         self._tally = tally
-        self._filling: deque[_Batch] = deque()
-        self._in_flight: _Batch | None = None
+        self._filling: deque[Batch] = deque()
+        self._in_flight: Batch | None = None
         self._wake = asyncio.Event()
         self.queued_events = 0
         self.batches = 0
@@ -80,22 +97,22 @@ class Recorder:
             self._tally.count(counted_as + Outcome.LOST, at_ms)
             return None
         loop = asyncio.get_running_loop()
-        batch = self._open_batch(at_ms)
-        self._add(batch, event, at_ms)
+        batch = self._add(event, at_ms)
         waiter: asyncio.Future[Outcome] = loop.create_future()
         batch.waiters.append((waiter, counted_as))
         if batch.deadline is None:
-            batch.deadline = loop.call_later(limits.ACK_DEADLINE_S, self._settle, batch, Outcome.LATE)
+            batch.deadline = loop.call_later(self._log.deadline_s, self._settle, batch, Outcome.LATE)
         return waiter
 
-    def put_unwaited(self, event: bytes, at_ms: int) -> None:
-        """Queue an event that nobody waits for, and that is no click or conversion."""
-        self._add(self._open_batch(at_ms), event, at_ms)
+    def put_watermark(self, event: bytes, at_ms: int) -> None:
+        """Queue a watermark, which nobody waits for, between the events around it."""
+        self._add(event, at_ms, is_watermark=True)
 
     def oldest_ms(self) -> int | None:
-        """The time of the oldest event that is not yet durable."""
-        oldest = self._in_flight or (self._filling[0] if self._filling else None)
-        return oldest.first_ms if oldest else None
+        """The time of the oldest event that is not yet in the log."""
+        waiting = [batch.first_ms for batch in (self._in_flight, *self._filling) if batch]
+        spooled = self._log.oldest_ms()
+        return min(waiting if spooled is None else [spooled, *waiting], default=None)
 
     async def pump(self) -> None:
         """Write batches until cancelled. Call once."""
@@ -117,27 +134,24 @@ class Recorder:
         while self._filling or self._in_flight:
             await asyncio.sleep(limits.LINGER_S)
 
-    def _open_batch(self, at_ms: int) -> _Batch:
-        if not self._filling or not self._filling[-1].takes(at_ms):
-            self._filling.append(_Batch(first_ms=at_ms, opened=time.monotonic()))
+    def _add(self, event: bytes, at_ms: int, *, is_watermark: bool = False) -> Batch:
+        if not self._filling or not self._filling[-1].takes(at_ms, is_watermark=is_watermark):
+            self._filling.append(Batch(at_ms, time.monotonic(), is_watermark))
             self._wake.set()
-        return self._filling[-1]
-
-    def _add(self, batch: _Batch, event: bytes, at_ms: int) -> None:
-        batch.events.append(event)
-        batch.size_bytes += len(event) + 1
-        batch.latest_ms = at_ms
+        batch = self._filling[-1]
+        batch.add(event, at_ms)
         self.queued_events += 1
+        return batch
 
-    async def _linger(self, batch: _Batch) -> None:
+    async def _linger(self, batch: Batch) -> None:
         rest = batch.opened + limits.LINGER_S - time.monotonic()
         if rest > 0 and batch.size_bytes < limits.BATCH_BYTES_MAX:
             await asyncio.sleep(rest)
 
-    async def _write(self, batch: _Batch) -> Outcome:
+    async def _write(self, batch: Batch) -> Outcome:
         started = time.monotonic()
         try:
-            await self._log.write(b"\n".join(batch.events), batch.latest_ms)
+            return await self._log.write(batch)
         except LogFailed as error:
             log.error("log_write_failed", events=len(batch.events), error=str(error))
             return Outcome.LOST
@@ -147,9 +161,8 @@ class Recorder:
         finally:
             self.batches += 1
             self.write_seconds += time.monotonic() - started
-        return Outcome.RECORDED
 
-    def _settle(self, batch: _Batch, outcome: Outcome) -> None:
+    def _settle(self, batch: Batch, outcome: Outcome) -> None:
         """Tell all who still wait. Each waiter is told, and counted, once."""
         if batch.deadline is not None:
             batch.deadline.cancel()

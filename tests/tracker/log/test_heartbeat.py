@@ -59,7 +59,7 @@ async def test_an_edge_is_in_the_log_before_it_is_ready_and_closed_when_it_ends(
 
 async def test_the_next_in_a_slot_closes_a_killed_incarnation_up_to_its_last_row(tmp_path: Path) -> None:
     killed = await Process(tmp_path).start()
-    await killed.log.write(b"{}", killed.now + 5)
+    await killed.log.append(b"{}", killed.now + 5)
     (source, _, last), *_ = killed.log.acked()
     await killed.die()
     (left,) = journal.left_behind(tmp_path / "edge-0")
@@ -202,7 +202,7 @@ async def test_nothing_of_a_new_incarnation_is_written_before_it_is_announced(tm
         await asyncio.sleep(0.01)
         process.now -= 365 * 86_400_000
         at_ms = process.clock.now_ms()
-        recorder.put_unwaited(b'{"kind":"mark"}', at_ms)
+        recorder.put_watermark(b'{"kind":"mark"}', at_ms)
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
     await process.end()

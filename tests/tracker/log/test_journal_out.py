@@ -47,8 +47,8 @@ def metas(folder: Path) -> list[journal.SegmentMeta]:
 
 async def test_a_row_is_on_the_disk_and_named_when_write_returns(log: JournalLog, tmp_path: Path) -> None:
     assert log.acked() == []
-    await log.write(b"a\nb", 1)
-    await log.write(b"c", 2)
+    await log.append(b"a\nb", 1)
+    await log.append(b"c", 2)
     assert bodies(tmp_path) == [b"a\nb", b"c"]
     (meta,) = metas(tmp_path)
     assert log.acked() == [(meta.source, 0, 2)]
@@ -59,7 +59,7 @@ async def test_a_segment_is_rotated_by_size_and_the_full_one_sealed(
 ) -> None:
     monkeypatch.setattr(limits, "SEGMENT_BYTES_MAX", 100)
     for n in range(6):
-        await log.write(b"%d" % n * 60, n)
+        await log.append(b"%d" % n * 60, n)
     found = metas(tmp_path)
     assert [meta.sealed for meta in found] == [True, True, False]
     assert bodies(tmp_path) == [b"%d" % n * 60 for n in range(6)]
@@ -69,16 +69,16 @@ async def test_a_segment_is_rotated_by_size_and_the_full_one_sealed(
 async def test_a_quiet_segment_is_rotated_by_age(
     log: JournalLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await log.write(b"a", 1)
+    await log.append(b"a", 1)
     monkeypatch.setattr(limits, "SEGMENT_AGE_MAX_S", 0.0)
-    await log.write(b"b", 2)
+    await log.append(b"b", 2)
     assert [meta.sealed for meta in metas(tmp_path)] == [True, False]
 
 
 async def test_an_incarnation_begins_its_own_segment(log: JournalLog, tmp_path: Path, incarnation: Incarnation) -> None:
-    await log.write(b"a", 1)
+    await log.append(b"a", 1)
     incarnation.name = "second"
-    await log.write(b"b", 2)
+    await log.append(b"b", 2)
     assert [(meta.incarnation, meta.sealed) for meta in metas(tmp_path)] == [("first", True), ("second", False)]
 
 
@@ -86,7 +86,7 @@ async def test_a_rotation_that_fails_leaves_the_old_segment_in_use_and_no_other_
     log: JournalLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the reader would wait for ever behind a segment that nobody seals."""
-    await log.write(b"a", 1)
+    await log.append(b"a", 1)
     (path,) = journal.segments(tmp_path / "edge-0")
     monkeypatch.setattr(limits, "SEGMENT_AGE_MAX_S", 0.0)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -94,10 +94,10 @@ async def test_a_rotation_that_fails_leaves_the_old_segment_in_use_and_no_other_
         other.execute("BEGIN IMMEDIATE")  # the seal fails as it does on a full disk
         for _ in range(3):
             with pytest.raises(LogFailed):
-                await log.write(b"lost", 2)
+                await log.append(b"lost", 2)
             assert journal.segments(tmp_path / "edge-0") == [path]
         other.execute("ROLLBACK")
-    await log.write(b"b", 3)
+    await log.append(b"b", 3)
     assert bodies(tmp_path) == [b"a", b"b"]
     assert [meta.sealed for meta in metas(tmp_path)] == [True, False]
 
@@ -108,17 +108,17 @@ async def test_a_folder_that_cannot_be_written_fails_each_write_until_it_can(tmp
     slot.touch()
     for _ in range(2):
         with pytest.raises(LogFailed):
-            await log.write(b"lost", 1)
+            await log.append(b"lost", 1)
     slot.unlink()
     (tmp_path / "away").rename(slot)
-    await log.write(b"kept", 2)
+    await log.append(b"kept", 2)
     assert bodies(tmp_path) == [b"kept"]
 
 
 async def test_a_segment_that_was_not_sealed_stays_for_the_next_in_the_slot(tmp_path: Path) -> None:
     first = JournalLog(tmp_path, 0, "edge", lambda: "first")
     first.lock()
-    await first.write(b"a", 7)
+    await first.append(b"a", 7)
     await first.close()
     second = JournalLog(tmp_path, 0, "edge", lambda: "second")
     assert second.lock() == 7
@@ -127,7 +127,7 @@ async def test_a_segment_that_was_not_sealed_stays_for_the_next_in_the_slot(tmp_
 
 
 async def test_a_sealed_segment_is_left_to_nobody(log: JournalLog) -> None:
-    await log.write(b"a", 7)
+    await log.append(b"a", 7)
     await log.seal()
     assert log.left_behind() == []
 
@@ -143,7 +143,7 @@ async def test_a_slot_has_one_writer(tmp_path: Path, log: JournalLog) -> None:
 
 
 async def test_a_folder_removed_under_a_running_edge_is_made_again(log: JournalLog, tmp_path: Path) -> None:
-    await log.write(b"before", 1)
+    await log.append(b"before", 1)
     shutil.rmtree(tmp_path / "edge-0")
-    await log.write(b"after", 2)
+    await log.append(b"after", 2)
     assert bodies(tmp_path) == [b"after"]

@@ -8,7 +8,7 @@ import pytest
 
 from schemas import limits
 from schemas.outcomes import Outcome
-from tracker.log.recorder import LogFailed, Recorder, recording
+from tracker.log.recorder import Batch, LogFailed, Recorder, recording
 from tracker.tally import HOUR_MS, Tally
 
 NOW = 1_795_399_200_000
@@ -24,15 +24,21 @@ class SlowLog:
         self.open.set()
         self.error: Exception | None = None
 
-    async def write(self, body: bytes, latest_ms: int) -> None:
-        self.bodies.append(body)
-        self.latest.append(latest_ms)
+    deadline_s = limits.ACK_DEADLINE_S
+
+    async def write(self, batch: Batch) -> Outcome:
+        self.bodies.append(b"\n".join(batch.events))
+        self.latest.append(batch.latest_ms)
         await self.open.wait()
         if self.error:
             raise self.error
+        return Outcome.RECORDED
 
     def acked(self) -> list[tuple[str, int, int]]:
         return []
+
+    def oldest_ms(self) -> int | None:
+        return None
 
 
 @asynccontextmanager
@@ -155,7 +161,7 @@ async def test_an_event_whose_waiter_went_away_is_written_and_counted() -> None:
 async def test_an_event_that_nobody_waits_for_is_written_and_not_counted() -> None:
     log, tally = SlowLog(), Tally()
     async with recorder(log, tally) as found:
-        found.put_unwaited(b"beat", NOW)
+        found.put_watermark(b"beat", NOW)
         await found.drained()
     assert log.bodies == [b"beat"]
     assert tally.totals == {}
@@ -175,4 +181,4 @@ async def test_leaving_does_not_wait_for_ever_for_a_frozen_disk(monkeypatch: pyt
     log.open.clear()
     with pytest.raises(TimeoutError):
         async with recorder(log) as found:
-            found.put_unwaited(b"stuck", NOW)
+            found.put_watermark(b"stuck", NOW)
