@@ -50,7 +50,7 @@ async def drift(database_url: str, folder: Path, *, dead: Iterable[UUID] = ()) -
         in_journal=len(clicks), in_postgres=len(rows), missing=len(clicks.keys() - rows),
         foreign=len(rows - clicks.keys()), rollup_rows_wrong=await _rollup_rows_wrong(database_url, clicks.values()),
         orders_in_journal=len(orders), orders_in_postgres=len(order_rows), orders_wrong=len(orders ^ order_rows),
-        order_rollup_rows_wrong=await _order_rollup_rows_wrong(database_url),
+        order_rollup_rows_wrong=await order_rollup_rows_wrong(database_url),
     )  # fmt: skip
     print(figures, "drift", figures.drift)
     return figures
@@ -75,7 +75,7 @@ async def _rollup_rows_wrong(database_url: str, of: Iterable[dict[str, Any]]) ->
     return sum(held.get(key) != wanted.get(key) for key in held.keys() | wanted.keys())
 
 
-async def _order_rollup_rows_wrong(database_url: str) -> int:
+async def order_rollup_rows_wrong(database_url: str) -> int:
     wrong = await fetch(
         database_url,
         """WITH raw AS (
