@@ -1,18 +1,20 @@
-"""Real servers for the tests: one PostgreSQL and one Valkey for the session, a database of its own for each test."""
+"""Real servers for the tests: one PostgreSQL, Valkey and Kafka for the session, a database of its own for each test."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from aggregator.db.migrate import migrate
-from deploy.run import servers
+from deploy.run import kafka, servers
 from loadtests.faults import edges
 from loadtests.faults.edges import Filled, RunningEdge
 from schemas import redis
@@ -42,6 +44,52 @@ def postgres_url(server_folder: Path) -> Iterator[str]:
     server = servers.start_postgres(server_folder / "postgres")
     yield server.url
     servers.stop_postgres(server)
+
+
+@pytest.fixture(scope="session")
+def kafka_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A Kafka of one broker: the one that CLICKDAM_TEST_KAFKA=host:port names, else our own."""
+    given = os.environ.get("CLICKDAM_TEST_KAFKA")
+    if given:
+        yield f"kafka://{given}"
+        return
+    folder: Path = request.getfixturevalue("server_folder")
+    server = kafka.start_kafka(folder / "kafka")
+    yield server.url
+    kafka.stop_kafka(server)
+
+
+class KafkaTopics(NamedTuple):
+    events: str
+    beats: str
+
+
+@pytest.fixture
+def kafka_topics() -> KafkaTopics:
+    """Names for topics that nobody else uses; the test makes the topics."""
+    name = f"test.{uuid4().hex}"
+    return KafkaTopics(f"{name}.events", f"{name}.beats")
+
+
+@pytest.fixture(scope="module")
+def kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[servers.Server]]:
+    """Three brokers to be frozen and killed, for the tests of one file; each leaves them running: a broker that has
+    been killed is replaced in the list by what `kafka.start_again` returns."""
+    brokers = kafka.start_kafka_cluster(tmp_path_factory.mktemp("kafka"))
+    yield brokers
+    for broker in brokers:
+        broker.process.kill()
+        broker.process.wait()
+
+
+@pytest.fixture
+def kafka_broker(tmp_path: Path) -> Iterator[list[servers.Server]]:
+    """One broker to be frozen and killed, for one test, which puts what `kafka.start_again` returns into the list."""
+    brokers = [kafka.start_kafka(tmp_path / "kafka")]
+    yield brokers
+    for broker in brokers:
+        broker.process.kill()
+        broker.process.wait()
 
 
 @pytest.fixture(scope="session")
