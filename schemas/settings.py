@@ -36,9 +36,15 @@ def _split(value: str) -> SplitResult:
 
 
 def _log_url(value: str) -> str:
-    if not re.fullmatch(r"journal:///.+|kafka://[\w.-]+:\d{1,5}(,[\w.-]+:\d{1,5})*", value):
+    servers = value.removeprefix("kafka://").split(",") if value.startswith("kafka://") else []
+    if not re.match(r"journal:///.", value) and not (servers and all(map(_is_server, servers))):
         raise ValueError("must be journal:///folder or kafka://host:9092,host:9092")
     return value
+
+
+def _is_server(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) is not None and port.isdigit() and 0 < int(port) <= 65_535
 
 
 def _topic(value: str) -> str:

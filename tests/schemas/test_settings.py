@@ -50,6 +50,16 @@ def test_a_flag_wins_over_the_variable_and_an_absent_flag_does_not(environment: 
         ("LOG_URL", "journal://", "journal:///folder"),
         ("LOG_URL", "journal://relative", "journal:///folder"),
         ("LOG_URL", "sqlite:///x", "journal:///folder"),
+        ("LOG_URL", "kafka://", "kafka://host:9092"),
+        ("LOG_URL", "kafka://broker", "kafka://host:9092"),
+        ("LOG_URL", "kafka://one:9092,", "kafka://host:9092"),
+        ("LOG_URL", "kafka://one:9092,two:70000", "kafka://host:9092"),
+        ("LOG_URL", "kafka://user:word@one:9092", "kafka://host:9092"),
+        ("KAFKA_EVENTS_TOPIC", "clicks and more", "a topic name"),
+        ("KAFKA_SECURITY", "tls", "sasl_ssl"),
+        ("KAFKA_SASL", "GSSAPI", "SCRAM-SHA-512"),
+        ("KAFKA_CA_FILE", "no-such-file.pem", "file"),
+        ("SPOOL_BYTES_MAX", "1", "1000000"),
         ("EDGE_PORT", "x", "integer"),
         ("EDGE_PORT", "", "integer"),
         ("EDGE_PORT", "65536", "65535"),
@@ -134,3 +144,33 @@ def test_the_database_is_no_business_of_the_edge(environment: pytest.MonkeyPatch
 def test_secrets_do_not_show_when_settings_are_printed() -> None:
     assert "abab" not in repr(load(EdgeSettings))
     assert "cdcd" not in repr(load(EdgeSettings))
+
+
+def test_a_log_may_be_several_brokers(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("CLICKDAM_LOG_URL", "kafka://one:9092,two.example:9093,[::1]:9094")
+    found = load(EdgeSettings)
+    assert found.is_kafka
+    assert found.kafka_servers == ["one:9092", "two.example:9093", "[::1]:9094"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"KAFKA_SECURITY": "sasl_ssl", "KAFKA_USERNAME": "clickdam"}, "needs CLICKDAM_KAFKA_USERNAME and"),
+        ({"KAFKA_CERT_FILE": __file__}, "CLICKDAM_KAFKA_CERT_FILE and CLICKDAM_KAFKA_KEY_FILE belong together"),
+        ({"KAFKA_EVENTS_TOPIC": "one", "KAFKA_BEATS_TOPIC": "one"}, "must differ"),
+    ],
+)
+def test_settings_of_kafka_that_need_each_other_are_refused_alone(
+    environment: pytest.MonkeyPatch, variables: dict[str, str], why: str
+) -> None:
+    for name, value in variables.items():
+        environment.setenv(f"CLICKDAM_{name}", value)
+    with pytest.raises(BadSettings, match=why) as refused:
+        load(AggregatorSettings)
+    assert "CLICKDAM_KAFKA_" in str(refused.value)
+
+
+def test_a_password_of_kafka_is_never_shown(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("CLICKDAM_KAFKA_PASSWORD", "another-word")
+    assert "another-word" not in repr(load(EdgeSettings))
