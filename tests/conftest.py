@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -15,7 +16,7 @@ import pytest
 
 from aggregator.db.migrate import migrate
 from deploy.run import kafka, servers
-from loadtests.faults import edges
+from loadtests.faults import edges, ridden
 from loadtests.faults.edges import Filled, RunningEdge
 from schemas import redis
 
@@ -99,13 +100,34 @@ async def migrated_template(postgres_url: str) -> str:
     return TEMPLATE
 
 
+@asynccontextmanager
+async def fresh_database(postgres_url: str, template: str) -> AsyncIterator[str]:
+    name = f"test_{uuid4().hex}"
+    await run(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield named(postgres_url, name)
+    await run(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 async def database_url(postgres_url: str, migrated_template: str) -> AsyncIterator[str]:
     """A fresh, migrated database, dropped afterwards."""
-    name = f"test_{uuid4().hex}"
-    await run(postgres_url, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
-    yield named(postgres_url, name)
-    await run(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    async with fresh_database(postgres_url, migrated_template) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def shared_database_url(postgres_url: str, migrated_template: str) -> AsyncIterator[str]:
+    """The same for all tests of a file."""
+    async with fresh_database(postgres_url, migrated_template) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def shared_redis_url(valkey_url: str) -> str:
+    """A Redis that was empty before the tests of a file; they leave it to each other as it is."""
+    async with redis.publishing(valkey_url) as client:
+        await redis.done(client.flushall())
+    return valkey_url
 
 
 @pytest.fixture
@@ -130,6 +152,14 @@ async def running(tmp_path: Path, redis_url: str, publisher: Filled) -> AsyncIte
     async with edges.running_edge(edges.settings(tmp_path, redis_url)) as running:
         await edges.follows(running.edge)
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The faults that were ridden out, as one table."""
+    if ridden.rows:
+        terminalreporter.section("faults")
+        for row in (ridden.HEAD, tuple("---" for _ in ridden.HEAD), *ridden.rows):
+            terminalreporter.write_line(f"| {' | '.join(row)} |")
 
 
 def named(url: str, database: str) -> str:

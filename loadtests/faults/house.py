@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +133,7 @@ async def house(
     *,
     workers: int = 1,
     aggregators: int = 1,
-    **settings: str,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[House]:
     """Started and ready, a programme with `CODES` and `TOKEN` in it; stopped at the end. `settings` are further
     variables without their prefix."""
@@ -141,7 +141,7 @@ async def house(
     wanted = {
         "DATABASE_URL": database_url, "REDIS_URL": redis_url, "LOG_URL": log_url, "CLICK_KEYS": edges.KEYS,
         "VISITOR_KEY": edges.VISITOR_KEY, "SPOOL_FOLDER": str(folder / "spool"), "EDGE_NAME": "house",
-    } | {name.upper(): value for name, value in settings.items()}  # fmt: skip
+    } | {name.upper(): value for name, value in (settings or {}).items()}  # fmt: skip
     port = free_port()
     env = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
     env |= {f"CLICKDAM_{name}": value for name, value in wanted.items()} | {"CLICKDAM_EDGE_PORT": str(port)}
