@@ -72,6 +72,9 @@ _ONE = {
     "share.coordinator.state.topic.min.isr": "1",
     # Kafka leaves the disk to its replicas; where there is none, an ack has to mean that the disk has it
     "log.flush.interval.messages": "1",
+    # a killed broker may come back when the session of its former life is over: 2 s instead of 9
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "400",
 }
 _SEVERAL = {
     "default.replication.factor": "3",
@@ -195,7 +198,7 @@ def _wait_up(started: Sequence[Server], ends: Mapping[Path, int]) -> None:
     failed = [server for server in started if server.process.poll() is not None or not up(server)]
     if failed:
         children.stop_together([server.process for server in started], signal.SIGKILL, 1.0)
-        raise CannotStart(f"kafka did not start: {_reason(failed[0].folder / 'log')}")
+        raise CannotStart(f"kafka did not start on {failed[0].url}: {_reason(failed[0].folder / 'log')}")
 
 
 def _size(log: Path) -> int:
@@ -209,10 +212,10 @@ def _since(log: Path, offset: int) -> str:
 
 
 def _reason(log: Path) -> str:
-    """The last line that names an error, of a log that consists of stack traces for the most part."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    told = [line for line in lines if line and not line.startswith(("at ", "..."))]
-    return next((line for line in reversed(told) if "Exception" in line or "rror" in line), told[-1] if told else "")
+    """The last line that names an error: in Java the innermost cause."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("at ", "... ")) and ("Exception" in line or "rror" in line)]
+    return (told or lines or ["its log is empty"])[-1].removeprefix("Caused by: ")
 
 
 def _java() -> Path:
