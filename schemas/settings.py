@@ -175,6 +175,13 @@ class TopicSettings(LogSettings):
     kafka_min_insync: Annotated[int, Field(ge=1, le=10)] = 2  # with three replicas, one may be away
     kafka_retention_h: Annotated[int, Field(ge=1, le=87_600)] = 168  # how long Postgres, or its backup, may lie behind
 
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        if self.kafka_min_insync > self.kafka_replication:
+            how = f"CLICKDAM_KAFKA_MIN_INSYNC={self.kafka_min_insync}"
+            raise ValueError(f"{how}: is more than CLICKDAM_KAFKA_REPLICATION={self.kafka_replication}")
+        return self
+
 
 class AggregatorSettings(DatabaseSettings, LogSettings):
     """Consumer, publisher and partition keeper."""

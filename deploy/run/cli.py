@@ -13,9 +13,17 @@ import uvloop
 
 from deploy.run.children import CannotStart
 from deploy.run.listening import inherited, listen
-from deploy.run.logs import log_json_lines
+from deploy.run.logs import log_json_lines, silence_kafka
 from schemas.errors import Refused
-from schemas.settings import AggregatorSettings, ApiSettings, BadSettings, DatabaseSettings, EdgeSettings, load
+from schemas.settings import (
+    AggregatorSettings,
+    ApiSettings,
+    BadSettings,
+    DatabaseSettings,
+    EdgeSettings,
+    TopicSettings,
+    load,
+)
 
 app = typer.Typer(
     help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",
@@ -30,7 +38,7 @@ PORTS: dict[str, Any] = {"min": 0, "max": 65_535}
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)]
 Folder = Annotated[Path, typer.Option("--data", help="The data folder of `clickdam up`.")]
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
-LogUrl = Annotated[str | None, typer.Option(help="journal:///folder")]
+LogUrl = Annotated[str | None, typer.Option(help="journal:///folder or kafka://host:9092,host:9092")]
 RedisUrl = Annotated[str | None, typer.Option(help="redis://host:port/0")]
 AdminPort = Annotated[int | None, typer.Option(help="Health and metrics; 0 is a free port.")]
 Fds = Annotated[list[int] | None, typer.Option("--fd", hidden=True, help="Listening sockets from a parent.")]
@@ -146,13 +154,21 @@ def api(
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl = None) -> None:
-    """Bring the database to the shape this version expects."""
+def migrate(database_url: DatabaseUrl = None, log_url: LogUrl = None) -> None:
+    """Bring the database, and the topics of a log in Kafka, to the shape this version expects."""
     from aggregator.db import migrate as migrating  # noqa: PLC0415
     from deploy.run.database import ask  # noqa: PLC0415 - the edge has no road to the database
 
-    applied = ask(migrating.migrate(load(DatabaseSettings, database_url=database_url).database_url))
-    print("\n".join(applied) or "nothing to do")
+    settings = load(DatabaseSettings, database_url=database_url)
+    log_url = log_url or os.environ.get("CLICKDAM_LOG_URL")
+    topics = load(TopicSettings, log_url=log_url) if log_url else None
+    done = ask(migrating.migrate(settings.database_url))
+    if topics and topics.is_kafka:
+        from deploy.run.topics import ensure_topics  # noqa: PLC0415 - most have no Kafka
+
+        silence_kafka()
+        done += uvloop.run(ensure_topics(topics))
+    print("\n".join(done) or "nothing to do")
 
 
 @keys.command("create")

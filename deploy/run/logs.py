@@ -32,6 +32,12 @@ def log_json_lines(process: str, level: int = logging.INFO) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    silence_kafka()
+
+
+def silence_kafka() -> None:
+    """Its client repeats itself ten times a second while a broker is away; what matters we say ourselves, once."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 _json = structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str))
