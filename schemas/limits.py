@@ -87,6 +87,8 @@ MIGRATE_S = 600.0  # one statement of a migration, the wait for another process 
 EVENT_AHEAD_MAX_S = 86_400  # an id further in the future goes to the dead letters
 DEAD_BYTES_MAX = 65_536  # of a dead letter are kept
 CLICK_WINDOW_DAYS = 30  # default time from a click to its first conversion
+BEATS_WAITING_MAX = 64  # of one edge, while events lie unread; every question about completeness looks at them
+SILENT_S = 30.0  # thirty beats missed; a restart of the edge, the broker or the consumer takes about ten
 DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `duplicate` early
 
 # The API

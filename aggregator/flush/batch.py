@@ -27,9 +27,13 @@ class Begun(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The events of one partition at offsets `first` to `next - 1`, to be applied together or not at all. `begun` are
-    the edges, of any partition, that were met after these events were read, in the order of the log; None when that
-    could not be looked up, and then the beats among the events must not advance anything."""
+    """The events of one partition at offsets `first` to `next - 1`, to be applied together or not at all.
+
+    `begun` are the edges, of any partition, that were met after these events were read, in the order of the log; None
+    when that could not be looked up, and then the beats among the events must not advance anything. Where an edge is
+    met elsewhere only until the log has it, `end` is where this partition ended after `begun` was looked up: who is
+    not met there any more lies before it, so the beats hold when all that is applied.
+    """
 
     source: str
     partition: int
@@ -37,6 +41,7 @@ class Batch:
     next: int
     records: list[Record]
     begun: list[Begun] | None = field(default_factory=list)
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

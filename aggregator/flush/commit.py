@@ -59,7 +59,8 @@ async def _apply(session: Session, batch: Batch, good: Sequence[Good]) -> tuple[
     conversions = [event for event in events if isinstance(event, Conversion)]
     settled = await settle(db, conversions, shard=batch.partition)  # 5
     beats = [event for event in events if isinstance(event, Beat)]
-    await apply_beats(db, beats, batch.begun)
+    after = [] if batch.end is None else [(batch.source, batch.partition, batch.end - 1)]
+    await apply_beats(db, beats, batch.begun, after)
     return (len(new), settled, len(beats)), []
 
 
