@@ -39,6 +39,7 @@ _JAVA_OPTIONS = (
     "-XX:TieredStopAtLevel=1",  # up in 2.4 s instead of 3; disk and network limit one machine, not this code
     "-XX:-UsePerfData",
     "-Djava.awt.headless=true",
+    "-Djava.io.tmpdir=tmp",  # in the working directory: programs may be forbidden to run from /tmp
     "--enable-native-access=ALL-UNNAMED",
     "--sun-misc-unsafe-memory-access=allow",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
@@ -119,6 +120,11 @@ def start_again(server: Server) -> Server:
     return _start({server.folder: server.port})[0]
 
 
+def launch_again(server: Server) -> Server:
+    """The same without waiting until it is up. Raises CannotStart."""
+    return _launch({server.folder: server.port})[0]
+
+
 def stop_kafka(*brokers: Server) -> None:
     """Stop them together in bounded time."""
     children.stop_together([server.process for server in brokers], signal.SIGTERM, STOP_S)
@@ -156,34 +162,38 @@ def _cluster_id(folder: Path) -> str:
 
 
 def _start(ports: Mapping[Path, int], cluster_id: str = "") -> list[Server]:
-    """Start the broker of each folder on its port, formatting what is new."""
+    ends = {folder: _log_end(folder) for folder in ports}
+    started = _launch(ports, cluster_id)
+    _wait_up(started, ends)
+    return started
+
+
+def _launch(ports: Mapping[Path, int], cluster_id: str = "") -> list[Server]:
+    """Start the broker of each folder on its port; a new folder is formatted first."""
     java = [str(_java()), *_JAVA_OPTIONS, "-cp", ":".join(map(str, jars(cache())))]
     for folder in ports:
         end_kafka_orphans(folder)
     new = [folder for folder in ports if not (folder / "data" / "meta.properties").exists()]
     format_it = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", PROPERTIES]
     _wait_formatted({folder: _spawn([*java, *format_it], folder) for folder in new})
-    ends = {folder: _size(folder / "log") for folder in ports}
-    started = [
+    return [
         Server("kafka", f"kafka://{_address(port)}", port, folder, _spawn([*java, "kafka.Kafka", PROPERTIES], folder))
         for folder, port in ports.items()
     ]
-    _wait_up(started, ends)
-    return started
 
 
 def _spawn(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    # of our environment only what names files: variables like JAVA_TOOL_OPTIONS would change what runs
-    temporary = folder / "tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # libraries that a killed process has unpacked
-    temporary.mkdir()
+    shutil.rmtree(folder / "tmp", ignore_errors=True)  # libraries that a killed process has unpacked
+    (folder / "tmp").mkdir()
     with appending(folder / "log") as log:
+        # our environment stays with us: JAVA_TOOL_OPTIONS and its like would change what runs
         return children.spawn(command, cwd=folder, env={"LC_ALL": "C.UTF-8"}, output=log)
 
 
 def _wait_formatted(formatting: Mapping[Path, subprocess.Popen[bytes]]) -> None:
+    children.wait_until(lambda: all(process.poll() is not None for process in formatting.values()), START_S)
     for folder, process in formatting.items():
-        if process.wait(START_S) != 0:
+        if children.stop(process, signal.SIGKILL, 1.0) != 0:
             raise CannotStart(f"cannot format {folder} for kafka: {_reason(folder / 'log')}")
 
 
@@ -201,8 +211,10 @@ def _wait_up(started: Sequence[Server], ends: Mapping[Path, int]) -> None:
         raise CannotStart(f"kafka did not start on {failed[0].url}: {_reason(failed[0].folder / 'log')}")
 
 
-def _size(log: Path) -> int:
-    return log.stat().st_size if log.exists() else 0
+def _log_end(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    with appending(folder / "log") as log:
+        return log.tell()
 
 
 def _since(log: Path, offset: int) -> str:
