@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-Positions = Mapping[tuple[str, int], int]  # (source, partition) -> the first offset not yet applied
+EARLIEST = -1  # the `next` of a partition that is to be read from the first record its broker still has
+
+
+class Position(NamedTuple):
+    """How far a partition is applied: `next` is the first offset that is not. A partition that is `stopped`, and why,
+    is not read. `last_digest` names the record at `next - 1`, so that another log can be told by it."""
+
+    next: int
+    stopped: str | None = None
+    last_digest: bytes | None = None
+
+
+Positions = Mapping[tuple[str, int], Position]  # by source and partition
+
+
+class Change(NamedTuple):
+    """What a position has to become before its partition can be read: `next` and `stopped`, while its `next` still is
+    `expected`. None makes a position where there is none."""
+
+    source: str
+    partition: int
+    expected: int | None
+    next: int
+    stopped: str | None = None
 
 
 class Record(NamedTuple):
@@ -32,7 +56,8 @@ class Batch:
     `begun` are the edges, of any partition, that were met after these events were read, in the order of the log; None
     when that could not be looked up, and then the beats among the events must not advance anything. Where an edge is
     met elsewhere only until the log has it, `end` is where this partition ended after `begun` was looked up: who is
-    not met there any more lies before it, so the beats hold when all that is applied.
+    not met there any more lies before it, so the beats hold when all that is applied. `begins`: nothing lies before
+    these events, and Postgres may not know the partition yet.
     """
 
     source: str
@@ -42,6 +67,12 @@ class Batch:
     records: list[Record]
     begun: list[Begun] | None = field(default_factory=list)
     end: int | None = None
+    begins: bool = False
+
+    @property
+    def last_digest(self) -> bytes | None:
+        """Names the record at `next - 1`."""
+        return digest(self.records[-1].body) if self.records else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +93,18 @@ class Moved(RuntimeError):
 class Reader(Protocol):
     """A log as the consumer sees it."""
 
-    def seek(self, positions: Positions) -> None:
-        """Go on from these positions, whatever was read before; a partition without one is read from its start."""
+    async def seek(self, positions: Positions) -> list[Change]:
+        """Go on from these positions, whatever was read before. Answers what they have to become first; what that
+        concerns is not read until this was called again with the positions as they are then."""
 
     async def read(self) -> Batch | None:
         """The next batch of any partition, following the one handed out before; None when there was nothing for a
-        moment. Raises Moved."""
+        moment. Raises Moved. What a cancelled call had in hand is found again after `seek`."""
+
+    async def close(self) -> None:
+        """Let go of the log, in bounded time."""
+
+
+def digest(body: bytes) -> bytes:
+    """Eight bytes that tell a record from another one at the same place."""
+    return hashlib.blake2b(body, digest_size=8).digest()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 import structlog
 
 from aggregator.conversions.settle import settle
-from aggregator.db.instants import to_ms
 from aggregator.flush.batch import Applied, Batch
 from aggregator.flush.clicks import write_clicks
 from aggregator.flush.dead_letters import bury
-from aggregator.flush.decode import Dead, Good, Window, decode
+from aggregator.flush.decode import Dead, Decoded, Good, decode
 from aggregator.flush.fence import begin_partition, fence
 from aggregator.flush.rollup import roll_up
 from aggregator.flush.session import Poison, Session, savepoint, transaction
@@ -22,19 +20,20 @@ from schemas.events import Beat, Click, Conversion
 log = structlog.get_logger()
 
 
-async def commit(batch: Batch, session: Session, *, sifting: bool = False) -> Applied:
+async def commit(batch: Batch, session: Session, decoded: Decoded | None = None, *, sifting: bool = False) -> Applied:
     """Apply one batch exactly once.
 
     1 fence  2 decode  3 clicks  4 rollups  5 conversions, beats  6 commit
 
-    Decoding is pure and comes before the transaction in time, because the days it finds need their partitions first.
+    Decoding is pure and comes before the transaction in time, because the days it finds need their partitions first;
+    `decoded` is what came of it where it was done while another batch was applied.
     With `sifting`, records that Postgres refuses for their content are found by halving and become dead letters.
 
     Raises Fenced when another consumer has moved on, Unknown when the commit's fate is not known, one of `Poison`
     when a record is refused for its content (not when sifting), else what the database raises. In all of these cases
     nothing is kept here: the caller drops the batch and reads the fence again.
     """
-    decoded = decode(batch.records, await _window(session))  # 2
+    decoded = decoded or decode(batch.records, await session.window())  # 2
     await session.ensure(decoded.days())
     await begin_partition(session.db, batch)
     async with transaction(session.db):
@@ -76,9 +75,3 @@ async def _sift(session: Session, batch: Batch, good: Sequence[Good]) -> tuple[_
     (clicks, conversions, beats), dead = await _sift(session, batch, good[:half])
     more, more_dead = await _sift(session, batch, good[half:])
     return (clicks + more[0], conversions + more[1], beats + more[2]), dead + more_dead
-
-
-async def _window(session: Session) -> Window:
-    """By Postgres' clock: ours may be the broken one."""
-    now: datetime = await session.db.fetchval("SELECT clock_timestamp()")
-    return Window.at(to_ms(now), session.retention_days)

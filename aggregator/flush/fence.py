@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import asyncpg
 import structlog
 
-from aggregator.db.connect import Database, DatabaseAway, connected
-from aggregator.flush.batch import Batch, Positions
+from aggregator.db.connect import Connection, Database, DatabaseAway, connected
+from aggregator.flush.batch import Batch, Change, Position, Positions
 from aggregator.flush.session import Fenced, Session
 from schemas import limits
-from schemas.journal import FIRST_OFFSET
 
 log = structlog.get_logger()
 
@@ -35,16 +34,55 @@ ON CONFLICT DO NOTHING
 """
 
 
+# `stopped` again, because what another consumer has stopped stands still for a zombie too.
+_MOVE = """
+UPDATE log_position SET next = $4, last_digest = $5
+WHERE source = $1 AND partition = $2 AND next = $3 AND stopped IS NULL
+"""
+_MAKE = """
+INSERT INTO log_position (source, partition, next, stopped, stopped_at)
+VALUES ($1, $2, $3, $4, CASE WHEN $4 IS NOT NULL THEN clock_timestamp() END) ON CONFLICT DO NOTHING
+"""
+# A position that is moved by hand has no record of ours before it.
+_CHANGE = """
+UPDATE log_position
+SET next = $4, stopped = $5, stopped_at = CASE WHEN $5 IS NOT NULL THEN clock_timestamp() END,
+    last_digest = CASE WHEN next = $4 THEN last_digest END
+WHERE source = $1 AND partition = $2 AND next = $3 AND stopped IS NULL
+"""
+
+
 async def positions(db: Database) -> Positions:
-    """The first offset not yet applied, of every partition that anybody has ever consumed."""
-    rows = await db.fetch("SELECT source, partition, next FROM log_position")
-    return {(row["source"], row["partition"]): row["next"] for row in rows}
+    """Of every partition that anybody has ever consumed."""
+    rows = await db.fetch("SELECT source, partition, next, stopped, last_digest FROM log_position")
+    return {(source, partition): Position(*rest) for source, partition, *rest in rows}
+
+
+async def change_positions(db: Connection, changes: Iterable[Change]) -> None:
+    """All of them at once, each only where nobody else was faster."""
+    async with db.transaction():
+        done = [one for one in sorted(changes) if await _changed(db, one)]
+    for one in done:
+        if one.stopped:
+            log.error(
+                "partition_stopped", source=one.source, partition=one.partition, next=one.next, reason=one.stopped
+            )
+        else:
+            log.info("partition_begins", source=one.source, partition=one.partition, next=one.next)
+
+
+async def _changed(db: Connection, one: Change) -> bool:
+    if one.expected is None:
+        done = await db.execute(_MAKE, one.source, one.partition, one.next, one.stopped)
+    else:
+        done = await db.execute(_CHANGE, *one)
+    return not done.endswith(" 0")
 
 
 async def begin_partition(db: Database, batch: Batch) -> None:
     """Make the fence's row before the first batch of a partition, outside its transaction."""
-    if batch.first == FIRST_OFFSET:
-        await db.execute(_BEGIN, batch.source, batch.partition, FIRST_OFFSET)
+    if batch.begins:
+        await db.execute(_BEGIN, batch.source, batch.partition, batch.first)
 
 
 async def fence(session: Session, batch: Batch) -> None:
@@ -60,10 +98,7 @@ async def fence(session: Session, batch: Batch) -> None:
     db = session.db
     await db.execute(f"SET LOCAL lock_timeout = '{limits.FENCE_GIVE_UP_S}s'")
     async with _frozen_holders_ended(session):
-        moved = await db.execute(
-            "UPDATE log_position SET next = $4 WHERE source = $1 AND partition = $2 AND next = $3",
-            batch.source, batch.partition, batch.first, batch.next,
-        )  # fmt: skip
+        moved = await db.execute(_MOVE, batch.source, batch.partition, batch.first, batch.next, batch.last_digest)
     if moved != "UPDATE 1":
         raise Fenced(f"{batch.source}/{batch.partition} is not at {batch.first}")
     await db.execute("SET LOCAL lock_timeout = 0")

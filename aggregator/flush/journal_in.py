@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from aggregator.flush import metrics
-from aggregator.flush.batch import Batch, Begun, Positions, Record
+from aggregator.flush.batch import Batch, Begun, Change, Positions, Record
 from schemas import journal, limits
 
 log = structlog.get_logger()
@@ -59,15 +59,22 @@ class JournalReader:
         self._unreadable: dict[Path, int] = {}
         self._beginnings: dict[Path, Begun] = {}
 
-    def seek(self, positions: Positions) -> None:
-        self._next = dict(positions)
-        self._due.clear()
+    async def seek(self, positions: Positions) -> list[Change]:
+        await in_thread(lambda: self._seek(positions))  # a read that was cancelled may still be under way there
+        return []
 
     async def read(self) -> Batch | None:
         batch, wait_s = await in_thread(self._read)
         if batch is None:
             await asyncio.sleep(wait_s)
         return batch
+
+    async def close(self) -> None:
+        """Nothing is held open between two reads."""
+
+    def _seek(self, positions: Positions) -> None:
+        self._next = {of: position.next for of, position in positions.items()}
+        self._due.clear()
 
     def _read(self) -> tuple[Batch | None, float]:
         """The first batch found in the slots that are due, and how long to wait where there is none. A slot that had
@@ -186,4 +193,4 @@ def _batch(source: str, slot: int, first: int, rows: list[journal.Row]) -> Batch
             break
         records += lines
         next_offset = row.offset + 1
-    return Batch(source, slot, first, next_offset, records)
+    return Batch(source, slot, first, next_offset, records, begins=first == journal.FIRST_OFFSET)

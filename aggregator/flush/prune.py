@@ -66,6 +66,7 @@ def _is_applied(path: Path, slot: int, applied: Positions) -> bool:
             meta = segment.meta()
             if meta is None or not meta.sealed:
                 return False
-            return applied.get((meta.source, slot), journal.FIRST_OFFSET) > segment.last_offset()
+            position = applied.get((meta.source, slot))
+            return (position.next if position else journal.FIRST_OFFSET) > segment.last_offset()
     except (journal.Unreadable, ValueError):
         return False

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import structlog
 
 from aggregator.db.connect import DatabaseAway
 from aggregator.flush import metrics
-from aggregator.flush.batch import Applied, Batch, Reader
+from aggregator.flush.batch import Applied, Batch, Moved, Reader
 from aggregator.flush.commit import commit
-from aggregator.flush.fence import positions
+from aggregator.flush.decode import Decoded, Window, decode
+from aggregator.flush.fence import change_positions, positions
 from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.session import Fenced, Poison, Session, Unknown, open_session
 from schemas import limits
@@ -28,12 +31,12 @@ async def consume(settings: AggregatorSettings, ready: asyncio.Event) -> None:
 
     Postgres may be away for any time: the log keeps everything.
     """
-    reader = JournalReader(settings.journal_folder)
-    pause_s = _RETRY_FIRST_S
-    while True:
-        applied = await _one_session(settings, reader, ready)
-        pause_s = _RETRY_FIRST_S if applied else min(pause_s * 2, limits.DATABASE_RETRY_MAX_S)
-        await asyncio.sleep(pause_s)
+    async with _open_reader(settings) as reader:
+        pause_s = _RETRY_FIRST_S
+        while True:
+            applied = await _one_session(settings, reader, ready)
+            pause_s = _RETRY_FIRST_S if applied else min(pause_s * 2, limits.DATABASE_RETRY_MAX_S)
+            await asyncio.sleep(pause_s)
 
 
 async def _one_session(settings: AggregatorSettings, reader: Reader, ready: asyncio.Event) -> int:
@@ -51,37 +54,59 @@ async def _one_session(settings: AggregatorSettings, reader: Reader, ready: asyn
 async def follow(session: Session, reader: Reader, ready: asyncio.Event) -> None:
     """Read and apply as long as this session lasts. Raises what ended it."""
     while True:
-        reader.seek(await positions(session.db))
+        window = await session.window()
+        await _seek(session, reader)
         ready.set()
         try:
-            await _apply_until_quiet(session, reader)
+            await _apply_for_a_while(session, reader, window)
         except Fenced as error:
             metrics.FENCED.inc()
             log.info("fenced", detail=str(error))
+        except Moved as error:
+            log.info("moved", detail=str(error))
 
 
-async def _apply_until_quiet(session: Session, reader: Reader) -> None:
-    """Returns when there was nothing to do for a while: the positions may have been restored to earlier ones."""
-    quiet_since = time.monotonic()
-    while time.monotonic() - quiet_since < limits.REREAD_POSITIONS_S:
-        batch = await reader.read()
-        if batch:
+async def _seek(session: Session, reader: Reader) -> None:
+    """Go on where Postgres says, when what the log has become is put down there."""
+    while changes := await reader.seek(await positions(session.db)):
+        await change_positions(session.db, changes)
+
+
+async def _apply_for_a_while(session: Session, reader: Reader, window: Window) -> None:
+    """Apply one batch while the next one is read and decoded. Returns when the positions are to be asked for again,
+    with nothing in hand: Postgres may have been restored to earlier ones, or an operator have changed them."""
+    until = time.monotonic() + limits.REREAD_POSITIONS_S
+    ahead = asyncio.create_task(_read(reader, window, until))
+    try:
+        while found := await ahead:
+            ahead = asyncio.create_task(_read(reader, window, until))
             with metrics.BATCH_SECONDS.time():
-                applied = await apply(session, batch)
+                applied = await apply(session, *found)
             session.applied += 1
             _count(applied)
-            quiet_since = time.monotonic()
+    finally:
+        ahead.cancel()
+        await asyncio.gather(ahead, return_exceptions=True)
 
 
-async def apply(session: Session, batch: Batch) -> Applied:
+async def _read(reader: Reader, window: Window, until: float) -> tuple[Batch, Decoded] | None:
+    """The next batch; None when there is none before `until`."""
+    while time.monotonic() < until:
+        batch = await reader.read()
+        if batch:
+            return batch, decode(batch.records, window)
+    return None
+
+
+async def apply(session: Session, batch: Batch, decoded: Decoded) -> Applied:
     """Commit a batch within TRANSACTION_S; one that holds a record which Postgres refuses is sifted."""
     try:
         async with asyncio.timeout(limits.TRANSACTION_S):
-            return await commit(batch, session)
+            return await commit(batch, session, decoded)
     except Poison as error:
         log.warning("batch_sifted", source=batch.source, first=batch.first, error=type(error).__name__)
         async with asyncio.timeout(limits.SIFT_S):
-            return await commit(batch, session, sifting=True)
+            return await commit(batch, session, decoded, sifting=True)
 
 
 def _count(applied: Applied) -> None:
@@ -89,3 +114,13 @@ def _count(applied: Applied) -> None:
     metrics.APPLIED.labels("conversion").inc(applied.conversions)
     metrics.APPLIED.labels("beat").inc(applied.beats)
     metrics.DEAD.inc(applied.dead)
+
+
+@asynccontextmanager
+async def _open_reader(settings: AggregatorSettings) -> AsyncIterator[Reader]:
+    """The end of the log that is set. This is the only place that asks which one it is."""
+    reader: Reader = JournalReader(settings.journal_folder)
+    try:
+        yield reader
+    finally:
+        await reader.close()

@@ -11,6 +11,8 @@ import asyncpg
 
 from aggregator.db import partitions
 from aggregator.db.connect import Connection, DatabaseAway, connect
+from aggregator.db.instants import to_ms
+from aggregator.flush.decode import Window
 from schemas import limits
 from schemas.settings import AggregatorSettings
 
@@ -45,6 +47,10 @@ class Session:
         if missing:
             await partitions.ensure(self.db, missing)
             self.days |= missing
+
+    async def window(self) -> Window:
+        """What is kept, by Postgres' clock: ours may be the broken one."""
+        return Window.at(to_ms(await self.db.fetchval("SELECT clock_timestamp()")), self.retention_days)
 
 
 @asynccontextmanager

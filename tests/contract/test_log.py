@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.flush.batch import Batch
+from aggregator.flush.batch import Batch, Position
 from aggregator.flush.journal_in import JournalReader
 from schemas.outcomes import Outcome
 from tracker.log import recorder
@@ -69,9 +69,9 @@ async def test_a_reader_that_goes_back_reads_the_same_again(ends: Ends) -> None:
     await ends.write(b"a", 1)
     await ends.write(b"b", 2)
     first = await ends.read_all()
-    ends.reader.seek({})
+    await ends.reader.seek({})
     assert await ends.read_all() == first
-    ends.reader.seek({(first[0].source, first[0].partition): first[0].first + 1})
+    await ends.reader.seek({(first[0].source, first[0].partition): Position(first[0].first + 1)})
     assert lines(await ends.read_all()) == [b"b"]
 
 

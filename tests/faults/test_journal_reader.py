@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from aggregator.flush.batch import Batch
+from aggregator.flush.batch import Batch, Position
 from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.prune import prune_once
 from loadtests.faults.drift import drift, fetch, value
@@ -150,9 +150,9 @@ async def test_seeking_back_reads_again_from_there(tmp_path: Path) -> None:
     segment.seal()
     reader = JournalReader(tmp_path)
     await read_until_quiet(reader)
-    reader.seek({(segment.meta.source, 0): 3})
+    await reader.seek({(segment.meta.source, 0): Position(3)})
     assert places(await read_until_quiet(reader)) == [(segment.meta.source, 3, 6)]
-    reader.seek({})
+    await reader.seek({})
     assert places(await read_until_quiet(reader)) == [(segment.meta.source, 1, 6)]
 
 

@@ -35,7 +35,7 @@ DAY_MS = 86_400_000
 
 def batch_of(*of: events.Event, source: str = "s", partition: int = 0, first: int = FIRST_OFFSET) -> Batch:
     records = [Record(first, line, events.encode(event)) for line, event in enumerate(of, 1)]
-    return Batch(source, partition, first, first + 1, records)
+    return Batch(source, partition, first, first + 1, records, begins=first == FIRST_OFFSET)
 
 
 @pytest.fixture
