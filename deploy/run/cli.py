@@ -81,13 +81,17 @@ def up(
     ] = 8081,
     shop_port: Annotated[int, typer.Option(**PORTS, help="The demo shop; 0 is a free port.")] = 8082,
     workers: Annotated[int, typer.Option(envvar="CLICKDAM_WORKERS", min=1, max=64, help="Edge workers.")] = 1,
+    kafka: Annotated[
+        bool,
+        typer.Option("--kafka", help="In a new data folder: the log is an Apache Kafka, not a journal, for good."),
+    ] = False,
     demo: Annotated[bool, typer.Option(help="Seed a demo programme in a new data folder.")] = True,
 ) -> None:
     """Run everything on this machine, its own PostgreSQL and Valkey included. Ctrl-C stops it."""
     from deploy.run.machine import Wanted  # noqa: PLC0415
     from deploy.run.up import run  # noqa: PLC0415
 
-    run(Wanted(data, host, edge_port, api_port, shop_port, workers, demo))
+    run(Wanted(data, host, edge_port, api_port, shop_port, workers, kafka, demo))
 
 
 @app.command()

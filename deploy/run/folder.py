@@ -34,6 +34,7 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     click_keys: str
     visitor_key: str
     wants_demo: bool
+    has_kafka: bool = False
     admin_key: str = ""
     demo: Demo | None = None
 
@@ -59,7 +60,7 @@ def _make(data: Path) -> None:
     if not data.exists():
         data.mkdir(parents=True)
         data.chmod(0o711 if os.geteuid() == 0 else 0o700)  # root's Postgres is another user and has to pass through
-    for name in ("journal", "logs", "valkey"):
+    for name in ("journal", "kafka", "logs", "spool", "valkey"):
         (data / name).mkdir(mode=0o700, exist_ok=True)
 
 

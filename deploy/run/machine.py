@@ -28,6 +28,7 @@ class Wanted:
     api_port: int
     shop_port: int
     workers: int
+    kafka: bool
     demo: bool
 
 
@@ -59,12 +60,18 @@ class Machine:
     stopping: Callable[[], bool]
     redis_url: str = ""
     database_url: str = ""
+    kafka_url: str = ""
     admin_ports: dict[str, int] = field(default_factory=lambda: {"edge": free_port(), "aggregator": free_port()})
     kept: dict[str, Kept] = field(default_factory=dict)
 
     @property
     def log_url(self) -> str:
-        return chosen("LOG_URL", f"journal://{self.data / 'journal'}")
+        return chosen("LOG_URL", self.kafka_url or f"journal://{self.data / 'journal'}")
+
+    @property
+    def log(self) -> dict[str, str]:
+        """The settings that say where the log is; a Kafka of our own wants no credentials."""
+        return {"log_url": self.log_url} | ({"kafka_security": "plaintext"} if self.kafka_url else {})
 
     @property
     def metrics_urls(self) -> dict[str, str]:
@@ -84,6 +91,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "api_url": machine.api_url,
         "redis_url": machine.redis_url,
         "database_url": machine.database_url,
+        "log_url": machine.log_url,
         "admin_key": machine.memory.admin_key,
         "processes": pids(machine.kept),
         "metrics_urls": machine.metrics_urls,
@@ -93,11 +101,11 @@ def describe(machine: Machine) -> dict[str, Any]:
 
 def pids(kept: Mapping[str, Kept]) -> dict[str, list[int]]:
     """Name of a process -> pids; empty while it is down."""
-    names = ("edge", "aggregator", "api", "valkey", "postgres", "demo-shop")
+    names = ("edge", "aggregator", "api", "valkey", "postgres", "kafka", "demo-shop")
     found = {name: [kept[name].pid] if name in kept else [] for name in names}
     edge = kept["edge"].pid if "edge" in kept else None
     plain = {name: [pid for pid in of if pid is not None] for name, of in found.items()}
-    return {**plain, "worker": _workers(edge), "kafka": []}
+    return {**plain, "worker": _workers(edge)}
 
 
 def _workers(edge: int | None) -> list[int]:

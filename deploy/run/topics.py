@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from aiokafka import errors
+from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
 
 from deploy.run.children import CannotStart
 from schemas import limits
-from schemas.kafka import connection
-from schemas.settings import TopicSettings
+from schemas.kafka import connection, source, topic_ids
+from schemas.settings import LogSettings, TopicSettings
 
 READY_S = 30.0  # until new partitions have leaders; a cluster that has just started elects them one by one
+CLOSE_S = 0.5  # a client of a frozen broker may not come to an end
 TOTAL_S = 90.0  # whatever happens, the operator hears of it within this time
 _HOUR_MS = 3_600_000
 _STILL_NEW = (errors.UnknownTopicOrPartitionError.errno, errors.LeaderNotAvailableError.errno)
@@ -55,6 +58,28 @@ async def ensure_topics(settings: TopicSettings) -> list[str]:
         raise CannotStart(f"Kafka at {_where(settings)} refuses: {_words(error)}") from None
     finally:
         await admin.close()
+
+
+async def held(settings: LogSettings) -> dict[tuple[str, int], range]:
+    """The offsets that the log holds, by source and partition. Raises CannotStart when Kafka does not say.
+
+    It may take for ever while Kafka is frozen: the caller sets the time.
+    """
+    client, consumer = AIOKafkaClient(**connection(settings)), AIOKafkaConsumer(**connection(settings))
+    try:
+        await client.bootstrap()
+        await consumer.start()
+        ids = await topic_ids(client, [settings.kafka_events_topic, settings.kafka_beats_topic])
+        known = await client.fetch_all_metadata()
+        partitions = [TopicPartition(name, one) for name in ids for one in known.partitions_for_topic(name) or ()]
+        firsts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+    except errors.KafkaError as error:
+        raise CannotStart(f"Kafka at {_where(settings)} does not say what it holds: {_words(error)}") from None
+    finally:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(client.close(), consumer.stop())
+    return {(source(of.topic, ids[of.topic]), of.partition): range(firsts[of], ends[of]) for of in partitions}
 
 
 async def _ensure(admin: AIOKafkaAdminClient, settings: TopicSettings) -> list[str]:
@@ -213,5 +238,5 @@ def _words(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _where(settings: TopicSettings) -> str:
+def _where(settings: LogSettings) -> str:
     return ",".join(settings.kafka_servers)

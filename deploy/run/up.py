@@ -19,21 +19,22 @@ import structlog
 
 from aggregator.db.connect import DatabaseAway
 from aggregator.db.migrate import migrate
-from deploy.run import children, folder, servers
-from deploy.run.backlog import rows_behind
+from deploy.run import children, folder, kafka, servers
+from deploy.run.backlog import behind, held
 from deploy.run.children import CannotStart, Kept, end_all, spawn, stop_together, wait_until
 from deploy.run.database import ask
 from deploy.run.folder import Demo, Remembered
 from deploy.run.http import answers
 from deploy.run.keys import create
 from deploy.run.listening import listen, port_of
-from deploy.run.logs import log_json_lines
+from deploy.run.logs import log_json_lines, silence_kafka
 from deploy.run.machine import Doors, Machine, Wanted, chosen, describe, reachable
 from deploy.run.programme import seed
 from deploy.run.screen import show
 from deploy.run.supervise import CLICKDAM, as_environment
-from schemas.journal import Unreadable
-from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings, journal_folder, load
+from deploy.run.topics import ensure_topics
+from schemas import journal
+from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings, LogSettings, TopicSettings, load
 
 log = structlog.get_logger()
 
@@ -45,6 +46,7 @@ READY_S = 60.0
 EDGE_STOP_S = 3.5
 DRAIN_S = 3.0
 REST_STOP_S = 2.0
+KAFKA_STOP_S = 1.5
 POSTGRES_STOP_S = 2.0
 VALKEY_STOP_S = 1.0
 
@@ -56,6 +58,7 @@ def run(wanted: Wanted) -> None:
     with folder.locked(wanted.data) as data:
         end_all(children.with_variable(OWNER, str(data)), signal.SIGTERM, servers.ORPHAN_STOP_S)
         memory = folder.remembered(data, wants_demo=wanted.demo)
+        _check_log(wanted, memory, data)
         doors = _open_doors(wanted, memory)
         urls = _url(wanted, doors.edge[0]), _url(wanted, doors.api)
         machine = Machine(data, wanted, doors, memory, *urls, stopping)
@@ -78,6 +81,14 @@ def _stop_signals() -> Callable[[], bool]:
     return lambda: bool(asked)
 
 
+def _check_log(wanted: Wanted, memory: Remembered, data: Path) -> None:
+    """A folder stays with the kind of log that it began with: nobody would read what waits in the other."""
+    if wanted.kafka and chosen("LOG_URL", ""):
+        raise CannotStart(f"--kafka is a log of our own, and {PREFIX}LOG_URL names another: leave one of them out")
+    if wanted.kafka and not memory.has_kafka and journal.slots(data / "journal"):
+        raise CannotStart(f"the log of {data} is a journal, and events may wait in it: --kafka needs a new --data")
+
+
 def _open_doors(wanted: Wanted, memory: Remembered) -> Doors:
     edge = listen(wanted.host, wanted.edge_port, wanted.workers)
     api = listen(wanted.host, wanted.api_port)[0]
@@ -94,6 +105,20 @@ def _url(wanted: Wanted, listening: socket.socket) -> str:
 def _start_valkey(machine: Machine) -> None:
     """A Valkey of our own, where no variable names another."""
     machine.redis_url = chosen("REDIS_URL", "") or _keep_server(machine, "valkey", servers.start_valkey).url
+
+
+def _start_log(machine: Machine) -> None:
+    """A Kafka of our own, where the folder has one or is new and wanted one; and the topics of any Kafka."""
+    if (machine.memory.has_kafka or machine.wanted.kafka) and not chosen("LOG_URL", ""):
+        server = kafka.start_kafka(machine.data / "kafka")
+        machine.kept["kafka"] = Kept("kafka", lambda: kafka.launch_again(server).process, server.process)
+        machine.kafka_url = server.url
+        _remember(machine, has_kafka=True)
+    one_broker = {"kafka_replication": 1, "kafka_min_insync": 1} if machine.kafka_url else {}
+    settings = load(TopicSettings, **machine.log, **one_broker)
+    if settings.is_kafka:
+        silence_kafka()
+        asyncio.run(ensure_topics(settings))
 
 
 def _start_postgres(machine: Machine) -> None:
@@ -118,7 +143,8 @@ def _start_edge(machine: Machine) -> None:
     settings = load(
         EdgeSettings,
         host=machine.wanted.host,
-        log_url=machine.log_url,
+        **machine.log,
+        spool_folder=chosen("SPOOL_FOLDER", str(machine.data / "spool")),
         redis_url=machine.redis_url,
         click_keys=chosen("CLICK_KEYS", machine.memory.click_keys),
         visitor_key=chosen("VISITOR_KEY", machine.memory.visitor_key),
@@ -131,7 +157,7 @@ def _start_edge(machine: Machine) -> None:
 def _start_behind(machine: Machine) -> None:
     """Aggregator and API."""
     urls = {"host": machine.wanted.host, "redis_url": machine.redis_url, "database_url": machine.database_url}
-    aggregator = load(AggregatorSettings, log_url=machine.log_url, admin_port=machine.admin_ports["aggregator"], **urls)
+    aggregator = load(AggregatorSettings, **machine.log, admin_port=machine.admin_ports["aggregator"], **urls)
     api = load(ApiSettings, public_url=chosen("PUBLIC_URL", machine.edge_url), **urls)
     _keep(machine, "aggregator", [], as_environment(aggregator))
     _keep(machine, "api", [machine.doors.api], as_environment(api))
@@ -194,6 +220,7 @@ def _remember(machine: Machine, **changed: object) -> None:
 
 START: tuple[Callable[[Machine], None], ...] = (
     _start_valkey,
+    _start_log,
     _start_edge,
     _start_postgres,
     _migrate,
@@ -238,6 +265,7 @@ def _stop(machine: Machine) -> None:
     _stop_kept(machine, ["edge"], signal.SIGTERM, EDGE_STOP_S)
     _drain(machine)
     _stop_kept(machine, ["aggregator", "api", "demo-shop"], signal.SIGTERM, REST_STOP_S)
+    _stop_kept(machine, ["kafka"], signal.SIGTERM, KAFKA_STOP_S)
     _stop_kept(machine, ["postgres"], signal.SIGINT, POSTGRES_STOP_S)
     _stop_kept(machine, ["valkey"], signal.SIGTERM, VALKEY_STOP_S)
     end_all(children.with_variable(OWNER, str(machine.data)), signal.SIGKILL, 0.5)
@@ -253,11 +281,12 @@ def _drain(machine: Machine) -> None:
     """Let the aggregator apply what the edge has written; what stays behind is applied after the next start."""
     if "aggregator" not in machine.kept or machine.kept["aggregator"].pid is None:
         return
-    with contextlib.suppress(*DatabaseAway, Unreadable):
-        asyncio.run(_drained(journal_folder(machine.log_url), machine.database_url))
+    with contextlib.suppress(*DatabaseAway, CannotStart, journal.Unreadable):
+        asyncio.run(_drained(load(LogSettings, **machine.log), machine.database_url))
 
 
-async def _drained(journal: Path, database_url: str) -> None:
+async def _drained(log: LogSettings, database_url: str) -> None:
     async with asyncio.timeout(DRAIN_S):
-        while await rows_behind(journal, database_url):
+        there = await held(log)  # nobody writes any more
+        while await behind(there, database_url):
             await asyncio.sleep(LOOK_EVERY_S)
