@@ -16,9 +16,10 @@ import pytest
 
 from aggregator.db.migrate import migrate
 from deploy.run import kafka, servers
-from loadtests.faults import edges, ridden
+from loadtests.faults import edges, ridden, topics
 from loadtests.faults.edges import Filled, RunningEdge
 from schemas import redis
+from schemas.settings import LogSettings
 
 TEMPLATE = "clickdam_template"
 
@@ -70,6 +71,16 @@ def kafka_topics() -> KafkaTopics:
     """Names for topics that nobody else uses; the test makes the topics."""
     name = f"test.{uuid4().hex}"
     return KafkaTopics(f"{name}.events", f"{name}.beats")
+
+
+@pytest.fixture
+async def kafka_log(kafka_url: str, kafka_topics: KafkaTopics) -> LogSettings:
+    """A log in Kafka that nobody else uses, its topics made, four partitions."""
+    settings = LogSettings(
+        log_url=kafka_url, kafka_events_topic=kafka_topics.events, kafka_beats_topic=kafka_topics.beats
+    )
+    await topics.make(settings)
+    return settings
 
 
 @pytest.fixture(scope="module")
