@@ -75,6 +75,12 @@ def test_what_is_cached_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest
     assert not (copy / "half").exists()
 
 
+def test_without_its_extra_it_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "find_spec", lambda name: None)
+    with pytest.raises(kafka.CannotStart, match=r"^Kafka of our own needs .*: install clickdam\[kafka\]$"):
+        kafka.start_kafka(tmp_path)
+
+
 def test_what_kafka_dies_of_is_one_clear_line(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0)[0] as taken:
         why = rf"^kafka did not start on kafka://127\.0\.0\.1:{port_of(taken)}: .*: Address already in use$"
