@@ -1,4 +1,4 @@
-"""The aggregator's process: consumer, publisher, partition keeper and pruner side by side, and an admin port."""
+"""The aggregator's process: consumer, publisher, partition keeper and, for a journal, pruner; and an admin port."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from schemas.settings import AggregatorSettings
 log = structlog.get_logger()
 
 Task = Callable[[], Awaitable[None]]
-_EXIT_S = 1.0
+_EXIT_S = 1.5  # leaving a group of consumers in order takes CONSUMER_STOP_S at most
 _RESTART_FIRST_S = 0.1
 _CRASHES = Counter("clickdam_task_crashes", "Tasks of the aggregator that died and were started again", ["task"])
 _READY = web.AppKey("ready", asyncio.Event)
@@ -40,12 +40,12 @@ async def serve(settings: AggregatorSettings) -> None:
 
 
 def _tasks(settings: AggregatorSettings, ready: asyncio.Event) -> dict[str, Task]:
-    return {
+    tasks: dict[str, Task] = {
         "consumer": lambda: consume(settings, ready),
         "publisher": lambda: publisher.run(settings.database_url, settings.redis_url),
         "partitions": lambda: partitions.keep(settings),
-        "prune": lambda: prune(settings),
     }
+    return tasks if settings.is_kafka else tasks | {"prune": lambda: prune(settings)}
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import uuid
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import for_code
@@ -52,19 +52,31 @@ def source(topic: str, topic_id: str) -> str:
     return f"{topic}@{topic_id}"
 
 
-async def topic_ids(client: AIOKafkaClient, topics: list[str]) -> dict[str, str]:
-    """The id (32 hex digits) of each topic that exists. Raises KafkaError.
+class Topic(NamedTuple):
+    """A topic as it is today: its id (32 hex digits), and the broker that leads each partition, -1 where none does."""
+
+    id: str
+    leaders: dict[int, int]
+
+
+async def topics(client: AIOKafkaClient, names: list[str], node: int | None = None) -> dict[str, Topic]:
+    """Each topic that exists, as `node` knows it, else any broker. Raises KafkaError.
 
     Ids came with version 10 of Metadata (KIP-516); aiokafka itself speaks version 5.
     """
-    response = await client.send(client.get_random_node(), _TopicIds(topics))
+    response = await client.send(client.get_random_node() if node is None else node, _TopicIds(names))
     found = {}
-    for code, topic, topic_id, *_ in response.topics:
+    for code, name, topic_id, _, partitions, *_ in response.topics:
         if code == 0:
-            found[topic] = topic_id.hex
+            found[name] = Topic(topic_id.hex, {partition: leader for _, partition, leader, *_ in partitions})
         elif code != _UNKNOWN_TOPIC:
-            raise for_code(code)(topic)
+            raise for_code(code)(name)
     return found
+
+
+async def topic_ids(client: AIOKafkaClient, names: list[str]) -> dict[str, str]:
+    """The id of each topic that exists. Raises KafkaError."""
+    return {name: topic.id for name, topic in (await topics(client, names)).items()}
 
 
 _UNKNOWN_TOPIC = 3

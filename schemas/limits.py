@@ -93,6 +93,24 @@ BEATS_WAITING_MAX = 64  # of one edge, while events lie unread; every question a
 SILENT_S = 30.0  # thirty beats missed; a restart of the edge, the broker or the consumer takes about ten
 DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `duplicate` early
 
+# Kafka, as an aggregator reads it. In memory: FETCH_PARTITION_BYTES_MAX for each of its partitions and FETCH_BYTES_MAX
+# for each broker, as the producers packed them, and two batches of events.
+FETCH_PARTITION_BYTES_MAX = 512 * 1024  # packed, about BATCH_EVENTS_MAX events; one batch that is larger comes alone
+FETCH_BYTES_MAX = 8 * 1024 * 1024  # of one answer of one broker
+FETCH_BYTES_MIN = 64 * 1024  # a broker gathers up to this,
+FETCH_WAIT_S = 0.2  # but no longer than this: that is Postgres' group commit, of all partitions one after the other
+CONSUMER_POLL_S = 0.05  # how often an idle consumer looks at what its client has fetched
+CONSUMER_METADATA_S = 5.0  # new partitions are read this soon
+CONSUMER_SESSION_S = 6.0  # the least that brokers allow; so long the partitions of a dead aggregator wait
+CONSUMER_HEARTBEAT_S = 1.5  # three of them may be lost
+CONSUMER_JOIN_S = 4.0  # for all members to join again; less than KAFKA_REQUEST_S, because the answer waits for it
+CONSUMER_UNUSED_S = 60.0  # who could apply nothing for so long, alone without its Postgres, leaves the work to others
+CONSUMER_START_S = 10.0  # to find the cluster; a frozen broker takes KAFKA_REQUEST_S to be given up
+CONSUMER_STOP_S = 1.0  # to leave the group in order; else its session ends by itself
+CONSUMER_ASSIGN_S = 20.0  # for the group to answer; a broker that has just started reads first what it knows of it
+CONSUMER_STALL_S = 10.0  # nothing read while the broker has more: two requests have failed, it will not recover
+ASK_S = 2.0  # for the broker to say what it has, while nothing else goes on
+
 # The API
 API_POOL_MAX = 8  # connections; a partner's report takes one for its length
 API_ACQUIRE_S = 5.0  # then 503: waiting longer helps nobody

@@ -10,7 +10,7 @@ import asyncpg
 import structlog
 
 from aggregator.db.connect import Connection, Database, DatabaseAway, connected
-from aggregator.flush.batch import Batch, Change, Position, Positions
+from aggregator.flush.batch import EARLIEST, Batch, Change, Position, Positions
 from aggregator.flush.session import Fenced, Session
 from schemas import limits
 
@@ -41,12 +41,12 @@ WHERE source = $1 AND partition = $2 AND next = $3 AND stopped IS NULL
 """
 _MAKE = """
 INSERT INTO log_position (source, partition, next, stopped, stopped_at)
-VALUES ($1, $2, $3, $4, CASE WHEN $4 IS NOT NULL THEN clock_timestamp() END) ON CONFLICT DO NOTHING
+VALUES ($1, $2, $3, $4::text, CASE WHEN $4::text IS NOT NULL THEN clock_timestamp() END) ON CONFLICT DO NOTHING
 """
 # A position that is moved by hand has no record of ours before it.
 _CHANGE = """
 UPDATE log_position
-SET next = $4, stopped = $5, stopped_at = CASE WHEN $5 IS NOT NULL THEN clock_timestamp() END,
+SET next = $4, stopped = $5::text, stopped_at = CASE WHEN $5::text IS NOT NULL THEN clock_timestamp() END,
     last_digest = CASE WHEN next = $4 THEN last_digest END
 WHERE source = $1 AND partition = $2 AND next = $3 AND stopped IS NULL
 """
@@ -67,7 +67,7 @@ async def change_positions(db: Connection, changes: Iterable[Change]) -> None:
             log.error(
                 "partition_stopped", source=one.source, partition=one.partition, next=one.next, reason=one.stopped
             )
-        else:
+        elif one.next != EARLIEST:
             log.info("partition_begins", source=one.source, partition=one.partition, next=one.next)
 
 

@@ -17,6 +17,7 @@ from aggregator.flush.commit import commit
 from aggregator.flush.decode import Decoded, Window, decode
 from aggregator.flush.fence import change_positions, positions
 from aggregator.flush.journal_in import JournalReader
+from aggregator.flush.kafka_in import KafkaReader
 from aggregator.flush.session import Fenced, Poison, Session, Unknown, open_session
 from schemas import limits
 from schemas.settings import AggregatorSettings
@@ -62,8 +63,8 @@ async def follow(session: Session, reader: Reader, ready: asyncio.Event) -> None
         except Fenced as error:
             metrics.FENCED.inc()
             log.info("fenced", detail=str(error))
-        except Moved as error:
-            log.info("moved", detail=str(error))
+        except Moved:
+            continue  # the reader has said what moved
 
 
 async def _seek(session: Session, reader: Reader) -> None:
@@ -119,7 +120,7 @@ def _count(applied: Applied) -> None:
 @asynccontextmanager
 async def _open_reader(settings: AggregatorSettings) -> AsyncIterator[Reader]:
     """The end of the log that is set. This is the only place that asks which one it is."""
-    reader: Reader = JournalReader(settings.journal_folder)
+    reader: Reader = KafkaReader(settings) if settings.is_kafka else JournalReader(settings.journal_folder)
     try:
         yield reader
     finally:

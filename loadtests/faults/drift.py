@@ -1,4 +1,4 @@
-"""What the journal says against what Postgres holds, told apart by id.
+"""What the log says against what Postgres holds, told apart by id.
 
 Written without the product's reader, decoder and rollups: it reads the segments and the JSON by itself.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,14 +21,14 @@ import asyncpg
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Counts of ids; `drift` is the number of things that are not as the journal says."""
+    """Counts of ids; `drift` is the number of things that are not as the log says."""
 
-    in_journal: int
+    in_log: int
     in_postgres: int
     missing: int
     foreign: int
     rollup_rows_wrong: int
-    orders_in_journal: int
+    orders_in_log: int
     orders_in_postgres: int
     orders_wrong: int
     order_rollup_rows_wrong: int
@@ -38,8 +39,13 @@ class Figures:
 
 
 async def drift(database_url: str, folder: Path, *, dead: Iterable[UUID] = ()) -> Figures:
-    """Compare by id. `dead` are ids that must be in no table and no rollup."""
-    lines = [line for path in sorted(folder.glob("edge-*/*.journal")) for line in _lines(path)]
+    """Compare a journal by id. `dead` are ids that must be in no table and no rollup."""
+    return await compare(database_url, chain.from_iterable(map(_lines, sorted(folder.glob("edge-*/*.journal")))), dead)
+
+
+async def compare(database_url: str, of: Iterable[bytes], dead: Iterable[UUID] = ()) -> Figures:
+    """The same for the lines of any log."""
+    lines = [_parsed(line) for line in of]
     clicks = {UUID(line["id"]): line for line in lines if line.get("kind") == "click"}
     for uuid in dead:
         clicks.pop(uuid, None)
@@ -47,9 +53,9 @@ async def drift(database_url: str, folder: Path, *, dead: Iterable[UUID] = ()) -
     orders = {UUID(line["conversion_id"]) for line in lines if line.get("kind") == "conversion"}
     order_rows = {row["conversion_id"] for row in await fetch(database_url, "SELECT conversion_id FROM conversion")}
     figures = Figures(
-        in_journal=len(clicks), in_postgres=len(rows), missing=len(clicks.keys() - rows),
+        in_log=len(clicks), in_postgres=len(rows), missing=len(clicks.keys() - rows),
         foreign=len(rows - clicks.keys()), rollup_rows_wrong=await _rollup_rows_wrong(database_url, clicks.values()),
-        orders_in_journal=len(orders), orders_in_postgres=len(order_rows), orders_wrong=len(orders ^ order_rows),
+        orders_in_log=len(orders), orders_in_postgres=len(order_rows), orders_wrong=len(orders ^ order_rows),
         order_rollup_rows_wrong=await order_rollup_rows_wrong(database_url),
     )  # fmt: skip
     print(figures, "drift", figures.drift)
@@ -106,10 +112,10 @@ async def value(database_url: str, query: str, *args: Any) -> Any:
     return rows[0][0] if rows else None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[bytes]:
     with closing(sqlite3.connect(path)) as db:
         bodies = [row[0] for row in db.execute("SELECT body FROM batch ORDER BY id")]
-    return [parsed for one in bodies for line in one.split(b"\n") if (parsed := _parsed(line))]
+    return [line for one in bodies for line in one.split(b"\n")]
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

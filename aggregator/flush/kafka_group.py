@@ -1,0 +1,140 @@
+"""One membership in Kafka's group of consumers, from joining to leaving: what is assigned, and what was fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from aggregator.flush import metrics
+from schemas import limits
+from schemas.kafka import connection
+from schemas.settings import AggregatorSettings
+
+log = structlog.get_logger()
+
+_leaving: set[asyncio.Task[None]] = set()  # members that could not leave in time; they end by their own timeouts
+
+
+class Member(ConsumerRebalanceListener):
+    """A consumer of the group. `generation` counts the changes of what is `assigned`: all that was sought and fetched
+    before one is void. `unassigned_since` is when the wait for the group's answer began, None when it is there."""
+
+    def __init__(self, settings: AggregatorSettings) -> None:
+        self._topics = [settings.kafka_events_topic, settings.kafka_beats_topic]
+        self._consumer = AIOKafkaConsumer(**_options(settings))
+        self._hint: asyncio.Task[None] | None = None
+        self.assigned: frozenset[TopicPartition] = frozenset()
+        self.generation = 0
+        self.unassigned_since: float | None = time.monotonic()
+        self.outcast_since: float | None = None
+
+    async def join(self) -> None:
+        """Find the cluster and ask to be taken into the group. Raises KafkaError, TimeoutError; leave it then too."""
+        async with asyncio.timeout(limits.CONSUMER_START_S):
+            await self._consumer.start()
+        self._consumer.subscribe(self._topics, listener=self)
+
+    async def leave(self) -> None:
+        """Leave in bounded time: aiokafka's own stop waits for what is under way."""
+        if self._hint:
+            self._hint.cancel()
+        leaving = asyncio.create_task(_stop(self._consumer))
+        _leaving.add(leaving)
+        leaving.add_done_callback(_leaving.discard)
+        await asyncio.wait({leaving}, timeout=limits.CONSUMER_STOP_S)
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self.assigned = frozenset()
+        self.generation += 1
+        self.unassigned_since = time.monotonic()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self.assigned = frozenset(assigned)
+        self.generation += 1
+        self.unassigned_since = self.outcast_since = None
+        metrics.REBALANCES.inc()
+        log.info("partitions_assigned", partitions=sorted(f"{topic}/{number}" for topic, number in self.assigned))
+
+    def read_only(self, readable: Set[TopicPartition]) -> None:
+        """Fetch these of the assigned partitions, leave the others."""
+        self._consumer.pause(*self.assigned - readable)
+        self._consumer.resume(*readable)
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Forget what was fetched of a partition, and fetch it from this offset."""
+        self._consumer.seek(partition, offset)
+
+    async def fetched(self, *of: TopicPartition) -> list[ConsumerRecord]:
+        """What has been fetched of one partition, at most BATCH_EVENTS_MAX records. Without one, only whether the
+        consumer is well. None when the assignment changes meanwhile. Raises KafkaError."""
+        generation = self.generation
+        try:
+            async with asyncio.timeout(limits.CONSUMER_POLL_S):  # the client waits here for the end of a rebalance
+                found = await self._consumer.getmany(*of, max_records=limits.BATCH_EVENTS_MAX)
+        except TimeoutError:
+            return []
+        return found.get(*of, []) if of and generation == self.generation else []
+
+    async def position(self, partition: TopicPartition) -> int:
+        """The next offset that `fetched` would answer, of a partition that was sought."""
+        position: int = await self._consumer.position(partition)
+        return position
+
+    def hint(self, applied: Mapping[TopicPartition, int]) -> None:
+        """Tell Kafka how far we are, for tools that show it; nothing depends on it, and so nobody waits for it."""
+        if applied and (self._hint is None or self._hint.done()):
+            self._hint = asyncio.create_task(self._tell(applied))
+
+    async def _tell(self, applied: Mapping[TopicPartition, int]) -> None:
+        try:
+            async with asyncio.timeout(limits.KAFKA_REQUEST_S):
+                await self._consumer.commit(dict(applied))
+        except CommitFailedError:  # the group knows us no more; a new assignment should follow
+            self.outcast_since = self.outcast_since or time.monotonic()
+        except (KafkaError, TimeoutError) as error:
+            log.debug("offsets_not_told", error=repr(error))
+        else:
+            self.outcast_since = None
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    try:
+        await consumer.stop()
+    except Exception as error:
+        log.warning("consumer_stopped_badly", error=repr(error))
+
+
+def _options(settings: AggregatorSettings) -> dict[str, Any]:
+    """Said in full, because aiokafka's defaults are made for somebody else."""
+    return connection(settings) | {
+        "group_id": settings.kafka_group,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",
+        "isolation_level": "read_uncommitted",
+        "check_crcs": True,
+        "partition_assignment_strategy": (RoundRobinPartitionAssignor,),
+        "session_timeout_ms": _ms(limits.CONSUMER_SESSION_S),
+        "heartbeat_interval_ms": _ms(limits.CONSUMER_HEARTBEAT_S),
+        "rebalance_timeout_ms": _ms(limits.CONSUMER_JOIN_S),
+        "max_poll_interval_ms": _ms(limits.CONSUMER_UNUSED_S),
+        "metadata_max_age_ms": _ms(limits.CONSUMER_METADATA_S),
+        "connections_max_idle_ms": _ms(limits.KAFKA_IDLE_S),
+        "fetch_min_bytes": limits.FETCH_BYTES_MIN,
+        "fetch_max_bytes": limits.FETCH_BYTES_MAX,
+        "max_partition_fetch_bytes": limits.FETCH_PARTITION_BYTES_MAX,
+        "fetch_max_wait_ms": _ms(limits.FETCH_WAIT_S),
+        "consumer_timeout_ms": _ms(limits.FETCH_WAIT_S),
+        "max_poll_records": limits.BATCH_EVENTS_MAX,
+    }
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
