@@ -184,8 +184,24 @@ def seal(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a segment and SQLite's companions of it."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    for file in _files(path):
+        file.unlink(missing_ok=True)
+
+
+def size_bytes(path: Path) -> int:
+    """What a segment takes on the disk, SQLite's companions included; 0 where there is none."""
+    return sum(_size_bytes(file) for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def latest_ms(slot: Path) -> int:

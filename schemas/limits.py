@@ -42,7 +42,13 @@ KAFKA_REQUEST_S = 5.0  # of one request on the wire; the client tries again on a
 REBUILD_PAUSE_MAX_S = 3.0  # between attempts to build a producer, so that a broker's return is seen well within 10 s
 SPOOL_SEGMENT_BYTES_MAX = 8 * 1024 * 1024  # what is sent is given back to the disk in such pieces
 DRAIN_BYTES_PER_S = 4 * 1024 * 1024  # about 8,000 events a second, beside the live ones
+DRAIN_BYTES_AT_ONCE = 512 * 1024  # sent together, each row to its partition, so that slow acks do not make it crawl
+DRAIN_START_S = 15.0  # to find the cluster, when acks take a second
+DRAIN_WAIT_S = 5.0  # for their acknowledgement; nobody waits for it, so longer than a heartbeat may take
+PORTION_DOUBLED_S = 60.0  # after a batch was refused for its size, larger ones are tried again this late
+REFUSED_RETRY_S = 5.0  # what the broker refused for its size is tried again: an operator may have raised the topic's
 RECORD_BYTES_MAX = 1_048_588  # what a topic must take, Kafka's own default; a batch of ours is 128 kB
+ABANDONED_RETRY_S = 30.0  # the spool of a slot that has no worker any more; its edge is held back by name meanwhile
 
 # The journal
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024  # a segment and so its WAL; a frozen reader cannot grow it further

@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import structlog
 from aiohttp import web
@@ -24,13 +25,14 @@ from tracker.doors import conversions, health
 from tracker.doors.click import click
 from tracker.edge import Edge
 from tracker.links import caching_links
-from tracker.log.heartbeat import Heartbeat
-from tracker.log.journal_out import JournalLog
+from tracker.log.on_journal import journal_log
+from tracker.log.on_kafka import kafka_log
 from tracker.log.recorder import recording
 from tracker.metrics import prometheus
 from tracker.tally import Tally
 
 log = structlog.get_logger()
+T = TypeVar("T")
 Door = Callable[[web.Request, Edge], Awaitable[web.Response]]
 CONVERSION_DOORS = ("/postback", "/v1/conversions")
 
@@ -41,17 +43,13 @@ async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
     async with contextlib.AsyncExitStack() as stack:
         tally = Tally()
         clock = EdgeClock()
-        journal = JournalLog(settings.journal_folder, slot, settings.edge_name, lambda: clock.incarnation)
-        clock.continue_from(journal.lock())
-        stack.push_async_callback(journal.close)
-        heartbeat = Heartbeat(f"{settings.edge_name}/{slot}", clock, tally, journal)
-        await heartbeat.register()
-        stack.push_async_callback(heartbeat.close)
+        log_of = kafka_log if settings.is_kafka else journal_log
+        heartbeat = await stack.enter_async_context(log_of(settings, slot, clock, tally))
         links = await stack.enter_async_context(caching_links(settings.redis_url))
         counters = await stack.enter_async_context(counting_live(settings.redis_url))
-        recorder = await stack.enter_async_context(recording(journal, tally))
+        recorder = await stack.enter_async_context(recording(heartbeat.log, tally))
         await stack.enter_async_context(running("heartbeat", heartbeat.beat(recorder)))
-        yield Edge(settings.keys, settings.visitor_secret, clock, links, recorder, counters, tally)
+        yield Edge(settings.keys, settings.visitor_secret, clock, links, heartbeat.log, recorder, counters, tally)
 
 
 def routes(edge: Edge) -> web.Application:
@@ -118,13 +116,27 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_edge(settings, slot) as edge:
+    async with contextlib.AsyncExitStack() as stack:
+        edge = await _unless(stop, stack.enter_async_context(open_edge(settings, slot)))
+        if edge is None:
+            return
         async with admin(edge, admin_path), serving(routes(edge), sock):
             log.info("edge_ready_to_warm", slot=slot, pid=os.getpid(), incarnation=edge.clock.incarnation)
             async with running("warm-up", warm_up(edge)):
                 await stop.wait()
             edge.draining = True
         log.info("edge_drained", slot=slot)
+
+
+async def _unless(stop: asyncio.Event, opening: Coroutine[Any, Any, T]) -> T | None:
+    """What `opening` returns; None when told to stop before, because an edge waits for a log to register in."""
+    task, stopped = asyncio.create_task(opening), asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+    stopped.cancel()
+    await asyncio.gather(task, stopped, return_exceptions=True)
+    return None if task.cancelled() else task.result()
 
 
 async def warm_up(edge: Edge) -> None:

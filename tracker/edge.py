@@ -9,7 +9,7 @@ from schemas.click_id import ClickKeys
 from tracker.clock import EdgeClock
 from tracker.counters import LiveCounters
 from tracker.links import LinkCache
-from tracker.log.recorder import Recorder
+from tracker.log.recorder import Log, Recorder
 from tracker.tally import Tally
 
 
@@ -21,6 +21,7 @@ class Edge:
     visitor_secret: bytes = field(repr=False)
     clock: EdgeClock
     links: LinkCache
+    log: Log
     recorder: Recorder
     counters: LiveCounters
     tally: Tally

@@ -6,7 +6,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tracker.clock import wall_ms
 from tracker.edge import Edge
+from tracker.log.ladder import Ladder
 
 
 class _EdgeCollector(Collector):
@@ -31,7 +33,28 @@ class _EdgeCollector(Collector):
         yield GaugeMetricFamily(
             "clickdam_edge_invalidation_stream_healthy", "0 while broken.", value=int(edge.links.stream_healthy)
         )
+        if isinstance(edge.log, Ladder):
+            yield from _ladder(edge.log, wall_ms())
         yield GaugeMetricFamily("clickdam_edge_ready", "As /ready says.", value=int(edge.ready))
+
+
+def _ladder(ladder: Ladder, now_ms: int) -> Iterator[Metric]:
+    spool = ladder.spool
+    oldest_ms = spool.oldest_of_all_ms()
+    age_s = 0.0 if oldest_ms is None else max(0, now_ms - oldest_ms) / 1000
+    yield GaugeMetricFamily("clickdam_edge_spool_bytes", "On this machine's disk.", value=spool.size_bytes)
+    yield GaugeMetricFamily("clickdam_edge_spool_bytes_max", "Beyond it events are lost.", value=spool.bytes_max)
+    yield GaugeMetricFamily("clickdam_edge_spool_oldest_age_seconds", "Of what is not sent yet.", value=age_s)
+    yield CounterMetricFamily("clickdam_edge_drained_events", "From the spool to Kafka.", value=spool.drained_events)
+    yield CounterMetricFamily(
+        "clickdam_edge_refused_too_large", "Refusals of an event by Kafka, for its size.", value=spool.refused_events
+    )
+    yield GaugeMetricFamily(
+        "clickdam_edge_circuit_open", "1 while events go to the spool at once.", value=int(not ladder.is_closed)
+    )
+    yield CounterMetricFamily(
+        "clickdam_edge_producer_rebuilds", "Producers begun after the first.", value=max(0, ladder.builds - 1)
+    )
 
 
 def prometheus(edge: Edge) -> bytes:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
@@ -19,7 +20,8 @@ from deploy.run.admin import Worker, admin_site
 from deploy.run.children import CannotStart, Kept, spawn, stop_together
 from schemas import limits
 from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings
-from tracker.log.heartbeat import close_abandoned
+from tracker.log.on_journal import close_abandoned
+from tracker.log.on_kafka import drain_abandoned
 
 log = structlog.get_logger()
 
@@ -35,24 +37,46 @@ async def supervise(settings: EdgeSettings, sockets: list[socket.socket]) -> Non
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     _make_folder(settings)
-    await close_abandoned(settings.journal_folder, settings.edge_name, len(sockets))
     # the paths of unix sockets are short, so this folder is not under the operator's
     with tempfile.TemporaryDirectory(prefix="clickdam-") as folder:
         workers = [_worker(settings, slot, one, Path(folder)) for slot, one in enumerate(sockets)]
-        async with admin_site(settings.host, settings.admin_port, workers):
+        closing, admin = (
+            _closing_abandoned(settings, len(sockets)),
+            admin_site(settings.host, settings.admin_port, workers),
+        )
+        async with closing, admin:
             await _keep(workers, stopping)
             await _stop(workers)
 
 
+@contextlib.asynccontextmanager
+async def _closing_abandoned(settings: EdgeSettings, workers: int) -> AsyncIterator[None]:
+    """What was killed in slots that no worker has any more is closed: in a journal before anything else, in Kafka as
+    soon as it is there."""
+    if not settings.is_kafka:
+        await close_abandoned(settings.journal_folder, settings.edge_name, workers)
+        yield
+        return
+    draining = asyncio.create_task(drain_abandoned(settings, workers))
+    try:
+        yield
+    finally:
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+
+
 def _make_folder(settings: EdgeSettings) -> None:
     """Refuse at once what every worker would die of."""
+    folder, variable = settings.journal_folder, f"LOG_URL={settings.log_url!r}"
+    if settings.is_kafka:
+        folder, variable = settings.spool_folder, f"SPOOL_FOLDER={str(settings.spool_folder)!r}"
     try:
-        settings.journal_folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=settings.journal_folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
-        raise CannotStart(f"{PREFIX}LOG_URL={settings.log_url!r}: cannot write there: {why}") from None
+        raise CannotStart(f"{PREFIX}{variable}: cannot write there: {why}") from None
 
 
 def _worker(settings: EdgeSettings, slot: int, listening: socket.socket, folder: Path) -> Worker:

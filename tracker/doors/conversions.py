@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from schemas import events, limits
 from schemas.click_id import uuid7_bytes
-from schemas.errors import STATUS, Refused
+from schemas.errors import Refused
 from schemas.events import Conversion
 from schemas.outcomes import Outcome, Result
 from tracker import intake
@@ -21,7 +22,14 @@ from tracker.intake import Posted
 from tracker.links import NotReady
 
 COUNTED_AS = "conversion_"
-Receipt = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a sender is told of one conversion, and the status it alone is answered with."""
+
+    body: dict[str, Any]
+    status: int
 
 
 async def postback(request: web.Request, edge: Edge) -> web.Response:
@@ -47,8 +55,8 @@ async def conversions(request: web.Request, edge: Edge) -> web.Response:
         raise Refused("bad_parameters", f"conversions is a list of 1 to {most}, alone in its object", "conversions")
     receipts = await asyncio.gather(*(receive(edge, token, item) for item in items))
     return web.Response(
-        body=orjson.dumps({"receipts": receipts}),
-        status=_status_of_all([_status(receipt) for receipt in receipts]),
+        body=orjson.dumps({"receipts": [receipt.body for receipt in receipts]}),
+        status=_status_of_all([receipt.status for receipt in receipts]),
         content_type="application/json",
     )
 
@@ -80,38 +88,39 @@ async def take(edge: Edge, token: str, posted: Posted) -> Receipt:
 async def record(edge: Edge, event: Conversion, now_ms: int) -> Receipt:
     """Always written, also when the hint says duplicate: Postgres has the last word."""
     outcome = await edge.recorder.durable(events.encode(event), now_ms, COUNTED_AS)
-    if outcome is not Outcome.RECORDED:
+    if outcome not in _DURABLE:
         raise Refused("not_durable", "not stored in time: send it again")
     result = Result.DUPLICATE if event.conversion_id in edge.durable_conversions else Result.ACCEPTED
     edge.remember_durable(event.conversion_id)
-    return {"result": result, "reason": event.reason or None, "conversion_id": str(event.conversion_id)}
+    body = {"result": result, "reason": event.reason or None, "conversion_id": str(event.conversion_id)}
+    return Receipt(body, _DURABLE[outcome])
+
+
+_DURABLE = {Outcome.RECORDED: 200, Outcome.SPOOLED: 202}
 
 
 def rejection(edge: Edge, refusal: Refused) -> Receipt:
     edge.tally.count(f"{COUNTED_AS}refused_{refusal.code}", edge.clock.now_ms())
-    return {
+    body = {
         "result": Result.REJECTED, "reason": refusal.code, "conversion_id": None,
         "message": refusal.message, "field": refusal.field,
     }  # fmt: skip
+    return Receipt(body, refusal.status)
 
 
 def answer(receipt: Receipt, *, compat: bool = False) -> web.Response:
     """A receipt with its status; `compat` is for senders that know only 200, and never hides a 503."""
-    status = _status(receipt)
-    headers = Refused(receipt["reason"]).headers if status >= 400 else {}
-    if compat and status != 503:
-        status = 200
-    return web.Response(body=orjson.dumps(receipt), status=status, headers=headers, content_type="application/json")
+    headers = Refused(receipt.body["reason"]).headers if receipt.status >= 400 else {}
+    status = 200 if compat and receipt.status != 503 else receipt.status
+    return web.Response(
+        body=orjson.dumps(receipt.body), status=status, headers=headers, content_type="application/json"
+    )
 
 
 def _bearer(header: str) -> str:
     """The token of an Authorization header; the scheme's name has no case (RFC 9110)."""
     scheme, _, token = header.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _status(receipt: Receipt) -> int:
-    return STATUS[receipt["reason"]] if receipt["result"] == Result.REJECTED else 200
 
 
 def _status_of_all(statuses: list[int]) -> int:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
 from schemas import journal, limits
 from schemas.outcomes import Outcome
 from tracker.log.recorder import Batch, LogFailed
+
+T = TypeVar("T")
 
 
 class JournalLog:
@@ -48,7 +51,7 @@ class JournalLog:
 
     async def append(self, body: bytes, latest_ms: int) -> None:
         """Append one row of JSON lines, on the disk when this returns. Raises LogFailed."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._append, body, latest_ms)
+        await self._in_thread(self._append, body, latest_ms)
 
     def acked(self) -> list[tuple[str, int, int]]:
         return self._acked
@@ -58,14 +61,17 @@ class JournalLog:
 
     async def seal(self) -> None:
         """Say that the segment is complete; call when the closing beat is in it. Raises LogFailed."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._seal)
+        await self._in_thread(self._seal)
 
     async def close(self) -> None:
         """Let the slot go. A segment that was not sealed is closed by whoever takes the slot next."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        await self._in_thread(self._close)
         self._thread.shutdown()
         if self._lock:
             self._lock.release()
+
+    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
 
     def _append(self, body: bytes, latest_ms: int) -> None:
         try:

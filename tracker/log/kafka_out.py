@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from schemas import kafka, limits
@@ -37,6 +38,24 @@ def partition_of(first: bytes, partitions: int) -> int:
     return crc32(first) % partitions
 
 
+class Portion:
+    """How many bytes are sent as one batch: half after the broker refused a batch, doubled again after a while."""
+
+    def __init__(self) -> None:
+        self._bytes_max = 2 * limits.BATCH_BYTES_MAX
+        self._changed = 0.0
+
+    @property
+    def bytes_max(self) -> int:
+        now = time.monotonic()
+        if self._bytes_max < 2 * limits.BATCH_BYTES_MAX and now > self._changed + limits.PORTION_DOUBLED_S:
+            self._bytes_max, self._changed = 2 * self._bytes_max, now
+        return self._bytes_max
+
+    def halve(self) -> None:
+        self._bytes_max, self._changed = max(1, self._bytes_max // 2), time.monotonic()
+
+
 class KafkaOut:
     """One life of a producer; `spent` when something was refused or failed."""
 
@@ -47,10 +66,10 @@ class KafkaOut:
         self._last: dict[tuple[str, int], int] = {}
         self.spent = False
 
-    async def start(self) -> None:
+    async def start(self, within_s: float = limits.PRODUCER_START_S) -> None:
         """Find the cluster and the topics. Raises LogFailed; stop it then too."""
         with self._in_our_words():
-            async with asyncio.timeout(limits.PRODUCER_START_S):
+            async with asyncio.timeout(within_s):
                 await self._producer.start()
                 self._ids = await self._topic_ids()
                 for topic in self._ids:
@@ -132,18 +151,19 @@ class KafkaOut:
 
     @contextlib.contextmanager
     def _in_our_words(self) -> Iterator[None]:
-        """What fails in here raises LogFailed, and the producer is spent."""
+        """What fails in here raises LogFailed, and the producer is spent. Everything, not Kafka's errors alone: the
+        client trips over connections that close under it, and there is a rung below."""
         try:
             yield
-        except TimeoutError:
-            self.spent = True
-            raise LogFailed("Kafka does not answer") from None
-        except KafkaError as error:
-            self.spent = True
-            raise LogFailed(f"Kafka: {error!r}") from error
         except LogFailed:
             self.spent = True
             raise
+        except TimeoutError:
+            self.spent = True
+            raise LogFailed("Kafka does not answer") from None
+        except Exception as error:
+            self.spent = True
+            raise LogFailed(f"Kafka: {error!r}") from error
 
     def _acknowledged(self, topic: str, partition: int, base: int, count: int) -> None:
         if base <= self._last.get((topic, partition), -1):

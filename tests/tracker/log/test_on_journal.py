@@ -10,8 +10,8 @@ from loadtests.faults.edges import Filled, logged
 from schemas import journal, limits
 from schemas.events import Beat, Click
 from tracker.clock import EdgeClock
-from tracker.log.heartbeat import Heartbeat, close_abandoned
 from tracker.log.journal_out import JournalLog
+from tracker.log.on_journal import JournalHeartbeat, close_abandoned
 from tracker.log.recorder import LogFailed, recording
 from tracker.tally import Tally
 
@@ -25,7 +25,7 @@ class Process:
         self.clock = EdgeClock(lambda: self.now)
         self.log = JournalLog(folder, slot, "edge", lambda: self.clock.incarnation)
         self.tally = Tally()
-        self.heartbeat = Heartbeat(f"edge/{slot}", self.clock, self.tally, self.log)
+        self.heartbeat = JournalHeartbeat(f"edge/{slot}", self.clock, self.tally, self.log)
 
     async def start(self) -> "Process":
         self.clock.continue_from(self.log.lock())

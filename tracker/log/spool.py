@@ -1,0 +1,182 @@
+"""The rung under Kafka: what it could not take in time, on this machine's disk until a drainer has sent it.
+
+The journal's files in a folder of their own. One segment is always there and unsealed: prepared, because making one
+takes longer than a visitor waits, and the mark of its incarnation: a segment of another incarnation says that that one
+did not end in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import structlog
+
+from schemas import journal, limits
+from schemas.journal import Row, Segment, SegmentMeta
+from schemas.outcomes import Outcome
+from tracker.log.journal_out import JournalLog
+from tracker.log.recorder import Batch, LogFailed
+
+log = structlog.get_logger()
+
+
+class Spool(JournalLog):
+    """The spool of one worker slot. `unsent` is set while it holds anything but its empty, prepared segment."""
+
+    def __init__(self, folder: Path, slot: int, edge: str = "", incarnation: str = "", bytes_max: int = 0) -> None:
+        super().__init__(folder, slot, edge, lambda: self.incarnation)
+        self.incarnation = incarnation
+        self.bytes_max = bytes_max
+        self.size_bytes = 0  # of its files
+        self.drained_events = 0
+        self.refused_events = 0  # by Kafka, for their size: each time it was tried
+        self.unsent = asyncio.Event()
+        self._others_bytes = 0
+        self._oldest_ms: int | None = None  # nothing of this incarnation that is older is unsent
+        self._left_ms: int | None = None  # the same for other incarnations
+
+    def lock(self) -> int:
+        """Take the slot and say the latest time written in it (ms). Raises journal.SlotTaken."""
+        try:
+            latest_ms = super().lock()
+        except journal.Unreadable as error:
+            log.error("spool_segment_unreadable", error=str(error))
+            latest_ms = 0
+        if self.segments():
+            self.unsent.set()
+            self._left_ms = _first_ms(self.segments())
+        self._count_others()
+        return latest_ms
+
+    async def prepare(self) -> None:
+        """Have a segment of this incarnation on the disk. Raises LogFailed."""
+        await self._in_thread(self._prepare)
+
+    async def begin(self, incarnation: str) -> None:
+        """What is written from now on belongs to another incarnation. Raises LogFailed, and is so all the same."""
+        self.incarnation = incarnation
+        self._left_ms, self._oldest_ms = min(filter(None, (self._left_ms, self._oldest_ms)), default=None), None
+        self.unsent.set()
+        await self.prepare()
+
+    async def write(self, batch: Batch) -> Outcome:
+        """Raises LogFailed, also when it is full."""
+        await self.append(b"\n".join(batch.events), batch.latest_ms)
+        self._oldest_ms = batch.first_ms if self._oldest_ms is None else self._oldest_ms
+        self.unsent.set()
+        return Outcome.SPOOLED
+
+    def oldest_ms(self) -> int | None:
+        """No event of this incarnation that is unsent is older; None where none is unsent."""
+        return self._oldest_ms
+
+    def oldest_of_all_ms(self) -> int | None:
+        """The same for everything in the folder."""
+        return min(filter(None, (self._left_ms, self._oldest_ms)), default=None)
+
+    def segments(self) -> list[Path]:
+        return journal.segments(self._folder)
+
+    @property
+    def current(self) -> Path | None:
+        """The segment that is being written."""
+        return self._segment.path if self._segment else None
+
+    async def read(self, path: Path, first: int) -> tuple[SegmentMeta | None, list[Row]]:
+        """Whose a segment is, and its rows from an offset on, up to what is sent at once. Raises journal.Unreadable."""
+        return await asyncio.to_thread(_read, path, first)
+
+    def sent(self, incarnation: str, latest_ms: int) -> None:
+        """Everything up to a row of this latest time is in the log."""
+        if incarnation != self.incarnation:
+            self._left_ms = latest_ms
+        elif self._oldest_ms is not None:
+            self._oldest_ms = max(self._oldest_ms, latest_ms)
+
+    async def remove(self, path: Path) -> None:
+        """Give a segment back to the disk."""
+        await self._in_thread(self._remove, path)
+        if self.segments() == [self.current]:
+            self._left_ms = None
+
+    async def renew(self, path: Path, last_offset: int) -> bool:
+        """Everything up to this row of the current segment, and before it, is in the log: begin an empty one in its
+        place, unless more has been written meanwhile. Answers whether nothing is unsent now. Raises LogFailed."""
+        if not await self._in_thread(self._renew, path, last_offset):
+            return False
+        self._oldest_ms = self._left_ms = None
+        self.unsent.clear()
+        return True
+
+    async def discard(self) -> None:
+        """Remove the prepared segment: the incarnation has closed, nothing of it is left."""
+        await self._in_thread(self._discard)
+
+    def _prepare(self) -> None:
+        try:
+            self._current()
+        except (journal.Unwritable, OSError) as error:
+            raise LogFailed(str(error)) from error
+        self._count_others()
+
+    def _append(self, body: bytes, latest_ms: int) -> None:
+        if self.size_bytes + len(body) > self.bytes_max:
+            raise LogFailed("the spool is full")
+        before = self._segment
+        super()._append(body, latest_ms)
+        self._measure() if self._segment is before else self._count_others()
+
+    def _is_over(self, segment: Segment, now: float) -> bool:
+        return (
+            segment.size_bytes >= limits.SPOOL_SEGMENT_BYTES_MAX
+            or segment.meta.incarnation != self.incarnation
+            or not segment.path.exists()
+        )
+
+    def _remove(self, path: Path) -> None:
+        journal.remove(path)
+        self._count_others()
+
+    def _renew(self, path: Path, last_offset: int) -> bool:
+        segment = self._segment
+        if segment is None or (path, last_offset) != (segment.path, self._last_offset(segment)):
+            return False
+        if last_offset:
+            try:
+                self._segment = self._after(segment)
+            except (journal.Unwritable, OSError) as error:
+                raise LogFailed(str(error)) from error
+            self._remove(path)
+        return True
+
+    def _last_offset(self, segment: Segment) -> int:
+        return next((offset for source, _, offset in self._acked if source == segment.meta.source), 0)
+
+    def _discard(self) -> None:
+        if self._segment:
+            self._segment.discard()
+        self._segment = None
+
+    def _count_others(self) -> None:
+        self._others_bytes = sum(journal.size_bytes(path) for path in self.segments() if path != self.current)
+        self._measure()
+
+    def _measure(self) -> None:
+        self.size_bytes = self._others_bytes + (journal.size_bytes(self.current) if self.current else 0)
+
+
+def _first_ms(segments: list[Path]) -> int | None:
+    """The time of the first row that can be read."""
+    for path in segments:
+        with contextlib.suppress(journal.Unreadable), journal.reading(path) as segment:
+            if segment.meta() and (rows := segment.rows(journal.FIRST_OFFSET, 1)):
+                return rows[0].latest_ms
+    return None
+
+
+def _read(path: Path, first: int) -> tuple[SegmentMeta | None, list[Row]]:
+    with journal.reading(path) as segment:
+        meta = segment.meta()
+        return meta, segment.rows(first, limits.DRAIN_BYTES_AT_ONCE) if meta else []
