@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Coroutine
@@ -21,6 +22,7 @@ from schemas.settings import (
     BadSettings,
     DatabaseSettings,
     EdgeSettings,
+    LogSettings,
     TopicSettings,
     load,
 )
@@ -173,6 +175,28 @@ def migrate(database_url: DatabaseUrl = None, log_url: LogUrl = None) -> None:
         silence_kafka()
         done += uvloop.run(ensure_topics(topics))
     print("\n".join(done) or "nothing to do")
+
+
+@app.command()
+def drain(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The spool: CLICKDAM_SPOOL_FOLDER.")
+    ],
+    log_url: Annotated[str | None, typer.Option(help="kafka://host:9092,host:9092")] = None,
+) -> None:
+    """Send to Kafka what edges that are gone have left in their spool, and close them.
+
+    A slot whose edge lives is left alone. Exits with 1 when anything is left.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from deploy.run.drain import drain as draining  # noqa: PLC0415 - it brings Kafka's client
+
+    settings = load(LogSettings, log_url=log_url)
+    if not settings.is_kafka:
+        raise BadSettings(f"CLICKDAM_LOG_URL={settings.log_url!r}: a spool is sent to kafka://host:9092,host:9092")
+    log_json_lines("drain", logging.ERROR)
+    raise typer.Exit(0 if uvloop.run(draining(settings, folder, Console())) else 1)
 
 
 @keys.command("create")
