@@ -8,12 +8,13 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from aggregator.flush.run import consume
-from loadtests.faults.drift import fetch
+from loadtests.faults.drift import Figures, drift, fetch
 from schemas import events, journal
 from schemas.click_id import uuid7_bytes
 from schemas.events import Beat, Click, Conversion
@@ -122,6 +123,27 @@ async def consume_all(of: AggregatorSettings) -> None:
     """Start a consumer, let it apply everything, stop it."""
     async with consuming(of):
         await consumed(of.database_url, of.journal_folder)
+
+
+@dataclass(slots=True)
+class JournalOnTrial:
+    """A journal with a slot for each partition, and the settings of a consumer. What `kafkas.KafkaOnTrial` is for
+    Kafka, so that one test can try both."""
+
+    settings: AggregatorSettings
+    _segments: dict[int, journal.Segment] = field(default_factory=dict)
+
+    async def append(self, of: Iterable[events.Event | bytes], partition: int = 0, *, row_events: int = 100) -> None:
+        folder = self.settings.journal_folder
+        segment = self._segments.get(partition) or new_segment(folder, partition)
+        self._segments[partition] = segment
+        append(segment, of, row_events=row_events)
+
+    async def consumed(self, within_s: float = CONSUMED_S) -> None:
+        await consumed(self.settings.database_url, self.settings.journal_folder, within_s)
+
+    async def drift(self) -> Figures:
+        return await drift(self.settings.database_url, self.settings.journal_folder)
 
 
 async def _behind(database_url: str, folder: Path) -> bool:

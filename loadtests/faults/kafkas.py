@@ -20,14 +20,14 @@ from schemas.settings import AggregatorSettings
 
 
 @dataclass(slots=True)
-class KafkaLog:
+class KafkaOnTrial:
     """Both topics, a producer for them, and the settings of a consumer with a group of its own."""
 
     settings: AggregatorSettings
     producer: AIOKafkaProducer
 
-    async def append(self, of: Iterable[events.Event | bytes], partition: int = 0) -> None:
-        """Write events to a partition of the events topic."""
+    async def append(self, of: Iterable[events.Event | bytes], partition: int = 0, *, row_events: int = 100) -> None:
+        """Write events to a partition of the events topic; here each is a row of its own."""
         await self._send(self.settings.kafka_events_topic, partition, of)
 
     async def append_beats(self, *of: events.Beat) -> None:
@@ -77,19 +77,19 @@ class KafkaLog:
 
 
 @asynccontextmanager
-async def kafka_log(
+async def kafka_on_trial(
     database_url: str, kafka_url: str, names: tuple[str, str], partitions: int = 2, **fields: Any
-) -> AsyncIterator[KafkaLog]:
+) -> AsyncIterator[KafkaOnTrial]:
     """Topics that are made now."""
     settings = settings_of(database_url, kafka_url, names, **fields)
     await topics.make(settings, partitions)
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers, acks="all", linger_ms=5, max_batch_size=131_072,
-        compression_type="snappy", enable_idempotence=True,
+        compression_type="zstd", enable_idempotence=True,
     )  # fmt: skip
     await producer.start()
     try:
-        yield KafkaLog(settings, producer)
+        yield KafkaOnTrial(settings, producer)
     finally:
         await producer.stop()
 

@@ -8,17 +8,17 @@ import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from deploy.run.children import free_port
+from schemas.settings import AggregatorSettings
 
 
 @asynccontextmanager
-async def aggregator(database_url: str, redis_url: str, folder: Path) -> AsyncIterator[tuple[Process, str]]:
-    """An aggregator on the journal in `folder`, and the URL of its admin port. Killed at the end."""
+async def aggregator(of: AggregatorSettings) -> AsyncIterator[tuple[Process, str]]:
+    """An aggregator with these settings, and the URL of its admin port. Killed at the end."""
     port = free_port()
-    urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "LOG_URL": f"journal://{folder}"}
-    env = os.environ | {f"CLICKDAM_{name}": url for name, url in urls.items()} | {"CLICKDAM_ADMIN_PORT": str(port)}
+    wanted = of.model_dump(exclude_none=True) | {"admin_port": port}
+    env = os.environ | {f"CLICKDAM_{name.upper()}": str(value) for name, value in wanted.items()}
     command = [sys.executable, "-c", "from deploy.run.cli import main; main()", "aggregator"]
     process = await asyncio.create_subprocess_exec(*command, env=env, stdout=DEVNULL, stderr=DEVNULL)
     try:

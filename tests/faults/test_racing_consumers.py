@@ -1,20 +1,18 @@
-"""Consumers race on one journal while their connections are ended, their commits cut and they themselves killed."""
+"""Consumers race on one log while their connections are ended, their commits cut and they themselves killed."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from aggregator.flush.run import consume
-from loadtests.faults.drift import drift
-from loadtests.faults.journals import append, clicks, consumed, conversion, new_segment, settings
-from loadtests.faults.proxy import FaultProxy
+from loadtests.faults.journals import clicks, conversion
 from schemas.settings import AggregatorSettings
+from tests.faults.conftest import OnTrial
+from tests.faults.test_unknown_commit import before, through
 
 CONSUMERS = 3
 FAULTS = 40
@@ -51,21 +49,18 @@ class Racers:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_totals_equal_the_log_after_any_faults(seed: int, database_url: str, tmp_path: Path) -> None:
+async def test_totals_equal_the_log_after_any_faults(seed: int, log: OnTrial, database_url: str) -> None:
     dice = random.Random(seed)
-    parts = urlsplit(database_url)
-    segments = [new_segment(tmp_path, slot) for slot in (0, 1)]
     shared = clicks(2_000)
     direct = await asyncpg.connect(database_url)
-    async with FaultProxy("127.0.0.1", parts.port or 5432) as proxy:
-        netloc = f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}"
-        racers = Racers(settings(parts._replace(netloc=netloc).geturl(), tmp_path))
+    async with before(log) as proxy:
+        racers = Racers(through(proxy, log.settings))
         faults = 0
         while faults < FAULTS or proxy.cuts < CUTS:
             faults += 1
-            for segment in segments:
+            for partition in (0, 1):
                 repeated = dice.sample(shared, dice.randrange(100))
-                append(segment, [*clicks(dice.randrange(200)), *repeated, conversion()], row_events=40)
+                await log.append([*clicks(dice.randrange(200)), *repeated, conversion()], partition, row_events=40)
             match dice.randrange(4):
                 case 0:
                     await direct.execute(_END_ONE)
@@ -74,8 +69,8 @@ async def test_totals_equal_the_log_after_any_faults(seed: int, database_url: st
                 case choice:
                     proxy.cut_on(b"COMMIT\0", forward=choice == 2)
             await asyncio.sleep(dice.random() * 0.12)
-        await consumed(database_url, tmp_path)
+        await log.consumed()
         await racers.stop()
         print(f"seed {seed}: {faults} faults, {proxy.cuts} of them commits cut")
     await direct.close()
-    assert (await drift(database_url, tmp_path)).drift == 0
+    assert (await log.drift()).drift == 0

@@ -13,7 +13,7 @@ import aiohttp
 
 from deploy.run.children import free_port
 from loadtests.faults.drift import drift
-from loadtests.faults.journals import append, clicks, consumed, new_segment
+from loadtests.faults.journals import append, clicks, consumed, new_segment, settings
 from loadtests.faults.processes import aggregator
 from loadtests.faults.proxy import FaultProxy
 
@@ -38,7 +38,7 @@ async def test_it_consumes_answers_on_its_admin_port_and_exits_in_order(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     append(new_segment(tmp_path), clicks(1_000))
-    async with aggregator(database_url, redis_url, tmp_path) as (process, admin):
+    async with aggregator(settings(database_url, tmp_path, redis_url=redis_url)) as (process, admin):
         await becomes(f"{admin}/ready", 200)
         assert (await status(f"{admin}/live"))[0] == 200
         await consumed(database_url, tmp_path)
@@ -55,8 +55,8 @@ async def test_it_consumes_answers_on_its_admin_port_and_exits_in_order(
 
 async def test_it_is_alive_but_not_ready_while_postgres_and_redis_are_away_and_still_exits(tmp_path: Path) -> None:
     nobody = f"127.0.0.1:{free_port()}"
-    urls = f"postgresql://postgres@{nobody}/none", f"redis://{nobody}/0"
-    async with aggregator(*urls, tmp_path) as (process, admin):
+    nowhere = settings(f"postgresql://postgres@{nobody}/none", tmp_path, redis_url=f"redis://{nobody}/0")
+    async with aggregator(nowhere) as (process, admin):
         await becomes(f"{admin}/live", 200)
         await asyncio.sleep(1)
         assert (await status(f"{admin}/ready"))[0] == 503
@@ -71,7 +71,7 @@ async def test_it_exits_at_once_while_postgres_is_frozen(database_url: str, redi
     segment = new_segment(tmp_path)
     async with FaultProxy("127.0.0.1", parts.port or 5432) as proxy:
         url = parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{proxy.port}").geturl()
-        async with aggregator(url, redis_url, tmp_path) as (process, admin):
+        async with aggregator(settings(url, tmp_path, redis_url=redis_url)) as (process, admin):
             await becomes(f"{admin}/ready", 200)
             proxy.mode = "blackhole"
             append(segment, clicks(100))
