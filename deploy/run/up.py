@@ -116,8 +116,9 @@ def _start_log(machine: Machine) -> None:
         machine.kept["kafka"] = Kept("kafka", lambda: kafka.launch_again(server).process, server.process)
         machine.kafka_url = server.url
         _remember(machine, has_kafka=True)
-    one_broker = {"kafka_replication": 1, "kafka_min_insync": 1} if machine.kafka_url else {}
-    settings = load(TopicSettings, **machine.log, **one_broker)
+    # one broker has one copy, and one aggregator few partitions
+    small = {"kafka_replication": 1, "kafka_min_insync": 1, "kafka_partitions": chosen("KAFKA_PARTITIONS", "4")}
+    settings = load(TopicSettings, **machine.log, **(small if machine.kafka_url else {}))
     if settings.is_kafka:
         silence_kafka()
         asyncio.run(ensure_topics(settings))
@@ -239,6 +240,7 @@ def _show(machine: Machine) -> None:
         "edge": f"{machine.edge_url}  (workers: {machine.wanted.workers})",
         "api": machine.api_url,
         "demo shop": shop,
+        "log": machine.log_url,
         "metrics": "  ".join(machine.metrics_urls.values()),
         "data": f"{machine.data}  (logs in logs/)",
         "for programs": f"{machine.data / folder.DESCRIPTION}  (urls, keys and pids)",

@@ -23,12 +23,13 @@ import asyncpg
 import psutil
 import pytest
 
-from deploy.run.backlog import rows_behind
+from deploy.run.backlog import behind, held
 from deploy.run.children import wait_until
 from deploy.run.demo import SENDERS, count_recorded, send
 from deploy.run.demo_shop import send_postback
 from deploy.run.screen import BROWSER
 from schemas.click_id import ClickKeys, read
+from schemas.settings import LogSettings
 
 START_S = 15.0
 STOP_S = 15.0
@@ -122,9 +123,10 @@ def data() -> Iterator[Path]:
 
 
 async def totals(up: Up) -> dict[str, int]:
-    """The figures when all that is in the journal has been applied."""
+    """The figures when all that is in the log has been applied."""
+    log = LogSettings(log_url=up.told["log_url"])
     async with asyncio.timeout(10):
-        while await rows_behind(up.data / "journal", up.told["database_url"]):
+        while await behind(await held(log), up.told["database_url"]):
             await asyncio.sleep(0.1)
     connection = await asyncpg.connect(up.told["database_url"])
     figures = {
@@ -240,6 +242,40 @@ async def test_it_ends_in_time_with_everything_it_leans_on_frozen_and_loses_noth
         end(up, signal.SIGTERM)
 
 
+async def test_a_kafka_of_its_own_keeps_every_click_whatever_is_killed_or_frozen(data: Path) -> None:
+    """P1 and P5 on the other log: clicks that Kafka cannot take wait in the spool."""
+    everything = ("edge", "worker", "aggregator", "api", "valkey", "postgres", "kafka")
+    with start(data, "--kafka") as up:
+        assert up.told["log_url"].startswith("kafka://127.0.0.1:")
+        answered = await send(up.told["demo"]["link_url"], 200, lambda _: None)
+        await compare(up, answered, 0)
+        answered += await send(up.told["demo"]["link_url"], 200, lambda _: None)
+        up.kill(*everything)
+    with start(data) as up:  # the folder remembers
+        await compare(up, answered, 0)
+        (before,) = up.told["processes"]["kafka"]
+        os.kill(before, signal.SIGKILL)
+        answered += await send(up.told["demo"]["link_url"], 200, lambda _: None)
+        assert wait_until(lambda: up.told["processes"]["kafka"] not in ([], [before]), 10)
+        freeze(up, "kafka", "postgres", "valkey")
+        answered += await send(up.told["demo"]["link_url"], 200, lambda _: None)
+        began = time.monotonic()
+        end(up)
+        print(f"ended {time.monotonic() - began:.1f} s after SIGINT with Kafka, Postgres and Valkey frozen")
+    with start(data) as up:
+        await compare(up, answered, 0)
+        end(up, signal.SIGTERM)
+    assert not list((data / "journal").iterdir())
+
+
+def test_a_folder_stays_with_the_log_it_began_with(up: Up) -> None:
+    with new_folder() as data:
+        shutil.copytree(up.data / "journal", data / "journal")
+        refused = clickdam("up", "--data", str(data), "--kafka", *FREE_PORTS)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert "is a journal, and events may wait in it: --kafka needs a new --data" in refused.stderr
+
+
 def freeze(up: Up, *names: str) -> None:
     """Stop these servers with all their processes; `clickdam up` ends them when it cannot wait any longer."""
     for name in names:
@@ -263,9 +299,9 @@ async def stop_under_load(up: Up) -> list[str]:
 
 async def compare(up: Up, answered: list[str], sales: int) -> None:
     """Every answered click is one row; rows beyond are clicks whose answer was cut off by the Ctrl-C."""
-    figures = await totals(up)
     uuids = up.uuids(answered)
     recorded = await count_recorded(up.told["database_url"], uuids, lambda _: None)
+    figures = await totals(up)
     print(f"started in {up.took_s:.1f} s: answered {len(uuids)} = recorded {recorded}, in all {figures}")
     assert len(uuids) == len(answered) == recorded
     assert figures["rows"] == figures["rolled up"]
