@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 from aiohttp import web
 
-from aggregator.api import advertisers, health, keys, links, offers, partners, reports
+from aggregator.api import advertisers, audit, health, keys, links, offers, partners, reports, system
 from aggregator.api.calling import CALLER, Api
 from aggregator.db.connect import acquire, pool
 from schemas import limits
@@ -37,6 +37,10 @@ ROUTES: tuple[tuple[str, str, frozenset[str], Handler], ...] = (
     ("PATCH", "/v1/links/{id}", ADMIN, links.patch),
     ("POST", "/v1/keys", ADMIN, keys.post),
     ("GET", "/v1/reports", OWN_ROWS, reports.get),
+    ("GET", "/v1/system", ADMIN, system.get),
+    ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, system.write_off),
+    ("POST", "/v1/system/partitions/resume", ADMIN, system.resume),
+    ("GET", "/v1/audit", ADMIN, audit.get),
     ("GET", "/live", NOBODY, health.live),
     ("GET", "/ready", NOBODY, health.ready),
 )

@@ -36,8 +36,14 @@ class Caller:
     """Whose key it is."""
 
     role: str
+    key_id: int
     partner_id: int | None = None
     advertiser_id: int | None = None
+
+    @property
+    def actor(self) -> str:
+        """As the audit names it."""
+        return f"{self.role}:{self.key_id}"
 
 
 CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once its key is known

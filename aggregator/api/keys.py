@@ -66,11 +66,11 @@ async def authenticate(api: Api, request: web.Request) -> Caller:
         raise Refused("unauthorized", "send a key as `Authorization: Bearer cd_...`")
     async with acquire(api.pool) as db:
         row = await db.fetchrow(
-            "SELECT role, partner_id, advertiser_id FROM api_key WHERE key_sha256 = $1", _digest(key)
+            "SELECT id, role, partner_id, advertiser_id FROM api_key WHERE key_sha256 = $1", _digest(key)
         )
     if row is None:
         raise Refused("unauthorized", "this key is not known")
-    return Caller(row["role"], row["partner_id"], row["advertiser_id"])
+    return Caller(row["role"], row["id"], row["partner_id"], row["advertiser_id"])
 
 
 def new_key() -> str:

@@ -1,4 +1,4 @@
-"""Times as Postgres takes them, from the milliseconds since 1970 that events carry."""
+"""Times as Postgres takes them, from the milliseconds since 1970 that events carry, and as the API answers them."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +13,10 @@ def at(ms: int) -> datetime:
 
 def to_ms(instant: datetime) -> int:
     return (instant - EPOCH) // timedelta(milliseconds=1)
+
+
+def rfc3339(instant: datetime, timespec: str = "milliseconds") -> str:
+    return instant.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
 def quarter(ms: int) -> int:

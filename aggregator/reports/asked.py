@@ -56,7 +56,7 @@ class Asked:
 
 def read(params: Sequence[tuple[str, str]], programme_zone: str, now: datetime) -> Asked:
     """Read the parameters of a query, of which each may come once. Raises Refused naming the one to blame."""
-    given = _by_name(params)
+    given = by_name(params, PARAMETERS)
     zone = read_zone(given.get("timezone", programme_zone))
     starts, ends = _range(given, zone, now)
     group_by = _group_by(given.get("group_by", "day"))
@@ -66,8 +66,8 @@ def read(params: Sequence[tuple[str, str]], programme_zone: str, now: datetime) 
         zone=zone,
         group_by=group_by,
         metrics=_metrics(given["metrics"]) if "metrics" in given else DEFAULT_METRICS,
-        link_id=_number("link_id", given["link_id"], _ID_MAX) if "link_id" in given else None,
-        limit=_number("limit", given.get("limit", str(limits.REPORT_ROWS_MAX)), limits.REPORT_ROWS_MAX),
+        link_id=number("link_id", given["link_id"], _ID_MAX) if "link_id" in given else None,
+        limit=number("limit", given.get("limit", str(limits.REPORT_ROWS_MAX)), limits.REPORT_ROWS_MAX),
         after=read_cursor(group_by, given["cursor"]) if "cursor" in given else None,
     )
 
@@ -115,13 +115,14 @@ def read_cursor(group_by: GroupBy, cursor: str) -> tuple[Group, str]:
 
 
 def _read_group(group_by: GroupBy, group: Any) -> Group:
-    return date.fromisoformat(group) if group_by == "day" else _number("cursor", str(group), _ID_MAX, 0)
+    return date.fromisoformat(group) if group_by == "day" else number("cursor", str(group), _ID_MAX, 0)
 
 
-def _by_name(params: Sequence[tuple[str, str]]) -> dict[str, str]:
+def by_name(params: Sequence[tuple[str, str]], known: frozenset[str]) -> dict[str, str]:
+    """The parameters of a query, of which each may come once. Raises Refused naming the one to blame."""
     given: dict[str, str] = {}
     for name, value in params:
-        if name not in PARAMETERS:
+        if name not in known:
             raise Refused("bad_value", f"there is no parameter {_shown(name)}", _shown(name))
         if name in given:
             raise Refused("bad_value", f"{name} is given more than once", name)
@@ -184,7 +185,8 @@ def _metrics(text: str) -> tuple[str, ...]:
     return names
 
 
-def _number(name: str, text: str, most: int, least: int = 1) -> int:
+def number(name: str, text: str, most: int, least: int = 1) -> int:
+    """Raises Refused naming the parameter."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
         raise Refused("bad_value", f"{name} must be a whole number from {least} to {most}", name)
     return int(text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from aggregator.db.connect import Database, Row
+from aggregator.db.instants import rfc3339
 from aggregator.reports.asked import Asked, Group, buckets, write_cursor
 
 # $1 and $2 the range, $3 the programme's currency, $4 the limit, then what group, scope and cursor need
@@ -50,10 +50,10 @@ async def report(db: Database, asked: Asked, currency: str, partner_id: int | No
     truncated = len(rows) > asked.limit
     return {
         "data": [_line(asked, row) for row in page],
-        "complete_through": complete_through and _rfc3339(complete_through, "milliseconds"),
+        "complete_through": complete_through and rfc3339(complete_through),
         "timezone": asked.zone.key,
-        "from": _rfc3339(asked.starts),
-        "to": _rfc3339(asked.ends),
+        "from": rfc3339(asked.starts, "seconds"),
+        "to": rfc3339(asked.ends, "seconds"),
         "truncated": truncated,
         "next_cursor": write_cursor(page[-1]["group"], page[-1]["currency"]) if truncated else None,
     }
@@ -99,7 +99,3 @@ def _line(asked: Asked, row: Row) -> dict[str, Any]:
     group = row["group"]
     named = {"day": group.isoformat()} if asked.group_by == "day" else {"link_id": group}
     return named | {metric: int(row[metric]) for metric in asked.metrics} | {"currency": row["currency"]}
-
-
-def _rfc3339(instant: datetime, timespec: str = "seconds") -> str:
-    return instant.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

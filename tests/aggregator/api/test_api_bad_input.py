@@ -6,7 +6,7 @@ import aiohttp
 from aggregator.api import keys
 from aggregator.db.connect import Connection
 
-TABLES = ("advertiser", "partner", "offer", "offer_terms", "link", "api_key", "outbox")
+TABLES = ("advertiser", "partner", "offer", "offer_terms", "link", "api_key", "outbox", "audit")
 HUGE_ID = 99_999_999_999
 CPA = {"model": "cpa", "amount_minor": 1, "currency": "EUR"}
 CPS = {"model": "cps", "percent": "5", "currency": "EUR"}
@@ -102,6 +102,17 @@ BAD_KEYS: list[Any] = [
     {"role": "admin", "scope": "all"},
     {"role": "adm\x00in"},
 ]
+BAD_PARTITIONS: list[Any] = [
+    {},
+    {"source": "s"},
+    {"partition": 0},
+    {"source": "", "partition": 0},
+    {"source": "s\x00", "partition": 0},
+    {"source": "x" * 301, "partition": 0},
+    {"source": 5, "partition": 0},
+    *({"source": "s", "partition": partition} for partition in (-1, 2**31, 10**30, 1.5, "0", None, True)),
+    {"source": "s", "partition": 0, "next": 7},
+]
 NOT_OBJECTS: list[Any] = [None, 5, "text", [], [{}]]
 CASES: list[tuple[str, str, Any]] = [
     *(("POST", path, {"name": name}) for path in ("/v1/advertisers", "/v1/partners") for name in BAD_NAMES),
@@ -119,6 +130,9 @@ CASES: list[tuple[str, str, Any]] = [
     ("PATCH", "/v1/links/1", {}),
     ("PATCH", "/v1/links/1", {"status": "paused", "code": "other"}),
     *(("POST", "/v1/keys", body) for body in BAD_KEYS),
+    *(("POST", "/v1/system/edges/i/write-off", {"reason": reason}) for reason in BAD_NAMES if reason is not None),
+    ("POST", "/v1/system/edges/i/write-off", {"force": True}),
+    *(("POST", "/v1/system/partitions/resume", body) for body in BAD_PARTITIONS),
     *(
         (method, path, body)
         for method, path in (("POST", "/v1/offers"), ("PATCH", "/v1/links/1"), ("POST", "/v1/keys"))
@@ -248,6 +262,10 @@ ENDPOINTS = [
     ("PATCH", "/v1/links/1"),
     ("POST", "/v1/keys"),
     ("GET", "/v1/reports"),
+    ("GET", "/v1/system"),
+    ("POST", "/v1/system/edges/i/write-off"),
+    ("POST", "/v1/system/partitions/resume"),
+    ("GET", "/v1/audit"),
 ]
 
 
@@ -259,6 +277,22 @@ async def test_without_a_known_key_there_is_nothing_to_see(session: aiohttp.Clie
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             assert is_refusal(await answer.json())
     assert sum(await counts(db)) == 0
+
+
+BAD_AUDITS = {
+    "limit=0": "limit",
+    "limit=201": "limit",
+    "cursor=x": "cursor",
+    "cursor=" + "9" * 19: "cursor",
+    "to=1": "'to'",
+}
+
+
+async def test_bad_parameters_of_the_audit_are_refused_by_name(admin: Any) -> None:
+    for query, field in BAD_AUDITS.items():
+        status, answer = await admin("GET", f"/v1/audit?{query}")
+        assert (status, answer["error"]["field"]) == (400, field), query
+        assert is_refusal(answer)
 
 
 async def test_a_removed_key_is_refused(admin: Any, db: Connection) -> None:
