@@ -134,8 +134,10 @@ class RunningEdge:
 
 
 def settings(folder: Path, redis_url: str, **fields: Any) -> EdgeSettings:
-    wanted: dict[str, Any] = {"edge_name": "edge", "click_keys": KEYS, "visitor_key": VISITOR_KEY} | fields
-    return load(EdgeSettings, log_url=f"journal://{folder}", redis_url=redis_url, **wanted)
+    wanted: dict[str, Any] = {
+        "log_url": f"journal://{folder}", "edge_name": "edge", "click_keys": KEYS, "visitor_key": VISITOR_KEY,
+    } | fields  # fmt: skip
+    return load(EdgeSettings, redis_url=redis_url, **wanted)
 
 
 @asynccontextmanager
