@@ -1,4 +1,4 @@
-"""The aggregator's process: consumer, publisher, partition keeper and, for a journal, pruner; and an admin port."""
+"""The aggregator's process: consumer, publisher, partition keeper, measurer and, for a journal, pruner; an admin port."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, generate_latest
 
 from aggregator.db import partitions
+from aggregator.flush.behind import measure
 from aggregator.flush.prune import prune
 from aggregator.flush.run import consume
 from aggregator.publish import run as publisher
@@ -44,6 +45,7 @@ def _tasks(settings: AggregatorSettings, ready: asyncio.Event) -> dict[str, Task
         "consumer": lambda: consume(settings, ready),
         "publisher": lambda: publisher.run(settings.database_url, settings.redis_url),
         "partitions": lambda: partitions.keep(settings),
+        "measure": lambda: measure(settings),
     }
     return tasks if settings.is_kafka else tasks | {"prune": lambda: prune(settings)}
 

@@ -96,6 +96,7 @@ EVENT_AHEAD_MAX_S = 86_400  # an id further in the future goes to the dead lette
 DEAD_BYTES_MAX = 65_536  # of a dead letter are kept
 CLICK_WINDOW_DAYS = 30  # default time from a click to its first conversion
 BEATS_WAITING_MAX = 64  # of one edge, while events lie unread; every question about completeness looks at them
+MEASURE_EVERY_S = 10.0  # how far the figures are complete, as a metric; scrapers come about as often
 SILENT_S = 30.0  # thirty beats missed; a restart of the edge, the broker or the consumer takes about ten
 DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `duplicate` early
 

@@ -11,6 +11,11 @@ UNREAD_ROWS = Gauge("clickdam_unread_rows", "Rows of the segment being read that
 UNREAD_SEGMENTS = Gauge("clickdam_unread_segments", "Segments behind the one being read", ["partition"])
 UNREADABLE = Gauge("clickdam_unreadable_segments", "Segments that cannot be read; each holds its slot back")
 
+COMPLETE_THROUGH = Gauge(
+    "clickdam_complete_through_timestamp_seconds", "Everything received before this time is applied; 0 if not known"
+)
+SILENT_EDGES = Gauge("clickdam_silent_edges", "Edges that have not closed and of which no beat was applied for 30 s")
+
 LAG = Gauge("clickdam_log_lag", "Records of a Kafka partition that are not applied", ["topic", "partition"])
 STOPPED = Gauge("clickdam_stopped_partition", "1 for a partition that waits for an operator", ["topic", "partition"])
 ASSIGNED = Gauge("clickdam_assigned_partitions", "Partitions of Kafka that this consumer reads or would read")

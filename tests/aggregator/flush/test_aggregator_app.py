@@ -44,7 +44,8 @@ async def test_it_consumes_answers_on_its_admin_port_and_exits_in_order(
         await consumed(database_url, tmp_path)
         _, metrics = await status(f"{admin}/metrics")
         assert re.search(r'clickdam_applied_events_total\{kind="click"\} 1000\.0', metrics)
-        for name in ("fenced_batches_total", "dead_letters_total", "batch_seconds_bucket", "unread_rows"):
+        named = ("fenced_batches_total", "dead_letters_total", "batch_seconds_bucket", "unread_rows", "silent_edges")
+        for name in (*named, "complete_through_timestamp_seconds"):
             assert f"clickdam_{name}" in metrics
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)

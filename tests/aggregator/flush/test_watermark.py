@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from aggregator.db.instants import to_ms
 from aggregator.flush.batch import Begun
+from aggregator.flush.behind import measure_once
 from aggregator.flush.commit import commit
 from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.session import Session, open_session
@@ -193,6 +195,25 @@ async def test_beats_that_wait_are_few_and_step_evenly_through_their_time(sessio
 
 def _each_second(first_ms: int, seconds: int) -> list[tuple[int, int]]:
     return [(n, first_ms + n * 1_000) for n in range(seconds)]
+
+
+async def test_completeness_and_silent_edges_are_measured(session: Session) -> None:
+    await measure_once(session.db)
+    assert measured("complete_through_timestamp_seconds") == 0
+    now = now_ms()
+    await apply_beats(session.db, [beat("i", complete_to_ms=now - 9_000)])
+    await session.db.execute(
+        "INSERT INTO edge (incarnation, name, heard_at, closed_at) VALUES ('closed', 'e', '2026-01-01Z', '2026-01-01Z')"
+    )
+    await measure_once(session.db)
+    assert (measured("complete_through_timestamp_seconds"), measured("silent_edges")) == ((now - 9_000) / 1_000, 0)
+    await session.db.execute("UPDATE edge SET heard_at = '2026-01-01Z'")
+    await measure_once(session.db)
+    assert measured("silent_edges") == 1
+
+
+def measured(name: str) -> float | None:
+    return REGISTRY.get_sample_value(f"clickdam_{name}")
 
 
 async def test_an_edge_is_heard_of_when_its_beat_is_applied_whatever_its_clock_says(session: Session) -> None:
