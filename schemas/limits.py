@@ -116,6 +116,7 @@ CONSUMER_START_S = 10.0  # to find the cluster; a frozen broker takes KAFKA_REQU
 CONSUMER_STOP_S = 1.0  # to leave the group in order; else its session ends by itself
 CONSUMER_ASSIGN_S = 20.0  # for the group to answer; a broker that has just started reads first what it knows of it
 CONSUMER_STALL_S = 10.0  # nothing read while the broker has more: two requests have failed, it will not recover
+ASK_PAUSE_MAX_S = 1.0  # between attempts to ask a broker that is away
 ASK_S = 2.0  # for the broker to say what it has, while nothing else goes on
 
 # The API

@@ -88,7 +88,7 @@ class KafkaReader:
         try:
             return await self._seek(self._member, positions)
         except KafkaError as error:
-            self._say("kafka_away", repr(error))
+            await self._wait_after("kafka_away", repr(error))
             return []
 
     async def read(self) -> Batch | None:
@@ -97,13 +97,12 @@ class KafkaReader:
             await self._join()
             return None
         if member.generation != self._reading.generation:
-            await asyncio.sleep(self._pause_s if self._trouble else 0)
             raise Moved("the assignment has changed")
         try:
             batch = await self._next_in_turn(member)
         except KafkaError as error:
-            self._say(_FAILED, repr(error))
             await self._give_up(type(error).__name__)
+            await self._wait_after(_FAILED, repr(error))
             return None
         if batch is None:
             await asyncio.sleep(limits.CONSUMER_POLL_S)
@@ -230,7 +229,7 @@ class KafkaReader:
             now = (await self._asker.topics([partition.topic], leader)).get(partition.topic)
         except KafkaError as error:
             self._reading = _Reading(-1)
-            self._say("kafka_away", repr(error))
+            await self._wait_after("kafka_away", repr(error))
             raise Moved("the broker cannot be asked") from error
         if now is None or now.id != topic.id or member.generation != reading.generation:
             self._reading = _Reading(-1)
@@ -259,18 +258,16 @@ class KafkaReader:
     # The consumer's life
 
     async def _join(self) -> None:
-        if self._trouble:
-            await asyncio.sleep(self._pause_s)
         member = None
         try:
             known = await self._asker.topics(self._names)
             if missing := sorted(set(self._names) - known.keys()):
-                self._say("topics_missing", f"{', '.join(missing)}: `clickdam migrate` makes them")
+                await self._wait_after("topics_missing", f"{', '.join(missing)}: `clickdam migrate` makes them")
                 return
             member = Member(self._settings)
             await member.join()
         except (KafkaError, TimeoutError) as error:
-            self._say("kafka_away", repr(error))
+            await self._wait_after("kafka_away", repr(error))
         else:
             member, self._member = None, member
         finally:
@@ -307,12 +304,14 @@ class KafkaReader:
                 reading.behind[partition] = stood_at, since
         return ""
 
-    def _say(self, trouble: str, error: str) -> None:
-        """Once, however often it is met; each time the pause before the next attempt grows."""
+    async def _wait_after(self, trouble: str, error: str) -> None:
+        """Before the next attempt, each time longer. It is said once, however often it is met."""
         if trouble != self._trouble:
             log.warning(trouble, error=error)
         self._trouble = trouble
-        self._pause_s = min(self._pause_s * 2, limits.REBUILD_PAUSE_MAX_S)
+        await asyncio.sleep(self._pause_s)
+        longest_s = limits.REBUILD_PAUSE_MAX_S if trouble == _FAILED else limits.ASK_PAUSE_MAX_S
+        self._pause_s = min(self._pause_s * 2, longest_s)
 
     def _well(self) -> None:
         if self._trouble:

@@ -78,11 +78,12 @@ class KafkaOnTrial:
 
 @asynccontextmanager
 async def kafka_on_trial(
-    database_url: str, kafka_url: str, names: tuple[str, str], partitions: int = 2, **fields: Any
+    database_url: str, kafka_url: str, names: tuple[str, str], *, partitions: int = 2, make: bool = True, **fields: Any
 ) -> AsyncIterator[KafkaOnTrial]:
-    """Topics that are made now."""
+    """Topics that are made now, unless they are there."""
     settings = settings_of(database_url, kafka_url, names, **fields)
-    await topics.make(settings, partitions)
+    if make:
+        await topics.make(settings, partitions)
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers, acks="all", linger_ms=5, max_batch_size=131_072,
         compression_type="zstd", enable_idempotence=True,
