@@ -1,4 +1,4 @@
-"""The aggregator's process: consumer, publisher, partition keeper, measurer and, for a journal, pruner; an admin port."""
+"""The aggregator's process: consumer, publisher, partition keeper, measurer, for a journal pruner; an admin port."""
 
 from __future__ import annotations
 
