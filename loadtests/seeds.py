@@ -26,10 +26,13 @@ HEAD = (
 )
 
 
-def replay_seed(wanted: Wanted) -> tuple[Result, float]:
+KAFKA = ("--kafka", "--aggregators", "2")  # four partitions
+
+
+def replay_seed(wanted: Wanted, *options: str) -> tuple[Result, float]:
     """One replay on a Clickdam of its own with two edge workers, and how long all of it took in seconds."""
     began = time.monotonic()
-    with clickdam_up(workers=2) as data:
+    with clickdam_up(2, *options) as data:
         result = run(data, wanted)
     return result, time.monotonic() - began
 
@@ -50,12 +53,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--kafka", action="store_true", help="four partitions and two aggregators, not a journal")
     asked = parser.parse_args()
     print("|", " | ".join(HEAD), "|")
     print("|", " | ".join("---" for _ in HEAD), "|", flush=True)
     exact = True
     for seed in range(asked.first, asked.first + asked.seeds):
-        result, took_s = replay_seed(replace(WITH_KILLS, seed=seed))
+        result, took_s = replay_seed(replace(WITH_KILLS, seed=seed), *(KAFKA if asked.kafka else ()))
         print("|", " | ".join(row(result, took_s)), "|", flush=True)
         exact = exact and result.ok
     return 0 if exact else 1

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 START_S = 60.0
@@ -23,11 +23,12 @@ class DidNotStart(Exception):
 
 
 @contextlib.contextmanager
-def clickdam_up(workers: int) -> Iterator[Path]:
-    """Start it, give its data folder (with `clickdam.json`), stop it. Raises DidNotStart."""
+def clickdam_up(workers: int, *options: str) -> Iterator[Path]:
+    """Start it, with further options of the command; give its data folder (with `clickdam.json`), stop it. Raises
+    DidNotStart."""
     root = Path(tempfile.mkdtemp(prefix="clickdam-replay-"))
     root.chmod(0o711)  # as root, Postgres runs as another user and must get through
-    up = _start(root, workers)
+    up = _start(root, workers, options)
     try:
         _wait_until_up(up, root)
         yield root / "data"
@@ -36,9 +37,9 @@ def clickdam_up(workers: int) -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _start(root: Path, workers: int) -> subprocess.Popen[bytes]:
+def _start(root: Path, workers: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "deploy.run.cli", "up", "--no-demo", "--data", str(root / "data")]
-    command += ["--edge-port", "0", "--api-port", "0", "--workers", str(workers)]
+    command += ["--edge-port", "0", "--api-port", "0", "--workers", str(workers), *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
     with (root / "out").open("wb") as out:
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)

@@ -83,6 +83,9 @@ def up(
     ] = 8081,
     shop_port: Annotated[int, typer.Option(**PORTS, help="The demo shop; 0 is a free port.")] = 8082,
     workers: Annotated[int, typer.Option(envvar="CLICKDAM_WORKERS", min=1, max=64, help="Edge workers.")] = 1,
+    aggregators: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that apply the log; with Kafka they share the work.")
+    ] = 1,
     kafka: Annotated[
         bool,
         typer.Option("--kafka", help="In a new data folder: the log is an Apache Kafka, not a journal, for good."),
@@ -93,7 +96,7 @@ def up(
     from deploy.run.machine import Wanted  # noqa: PLC0415
     from deploy.run.up import run  # noqa: PLC0415
 
-    run(Wanted(data, host, edge_port, api_port, shop_port, workers, kafka, demo))
+    run(Wanted(data, host, edge_port, api_port, shop_port, workers, aggregators, kafka, demo))
 
 
 @app.command()

@@ -28,6 +28,7 @@ class Wanted:
     api_port: int
     shop_port: int
     workers: int
+    aggregators: int
     kafka: bool
     demo: bool
 
@@ -61,8 +62,16 @@ class Machine:
     redis_url: str = ""
     database_url: str = ""
     kafka_url: str = ""
-    admin_ports: dict[str, int] = field(default_factory=lambda: {"edge": free_port(), "aggregator": free_port()})
+    admin_ports: dict[str, int] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.admin_ports = {name: free_port() for name in ("edge", *self.aggregators)}
+
+    @property
+    def aggregators(self) -> list[str]:
+        """Their names: `aggregator`, `aggregator.2` and so on."""
+        return ["aggregator", *(f"aggregator.{n}" for n in range(2, self.wanted.aggregators + 1))]
 
     @property
     def log_url(self) -> str:
@@ -102,7 +111,7 @@ def describe(machine: Machine) -> dict[str, Any]:
 def pids(kept: Mapping[str, Kept]) -> dict[str, list[int]]:
     """Name of a process -> pids; empty while it is down."""
     names = ("edge", "aggregator", "api", "valkey", "postgres", "kafka", "demo-shop")
-    found = {name: [kept[name].pid] if name in kept else [] for name in names}
+    found = {name: [kept[one].pid for one in kept if one.partition(".")[0] == name] for name in names}
     edge = kept["edge"].pid if "edge" in kept else None
     plain = {name: [pid for pid in of if pid is not None] for name, of in found.items()}
     return {**plain, "worker": _workers(edge)}

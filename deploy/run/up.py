@@ -158,11 +158,12 @@ def _start_edge(machine: Machine) -> None:
 
 
 def _start_behind(machine: Machine) -> None:
-    """Aggregator and API."""
+    """Aggregators and API."""
     urls = {"host": machine.wanted.host, "redis_url": machine.redis_url, "database_url": machine.database_url}
-    aggregator = load(AggregatorSettings, **machine.log, admin_port=machine.admin_ports["aggregator"], **urls)
+    for name in machine.aggregators:
+        aggregator = load(AggregatorSettings, **machine.log, admin_port=machine.admin_ports[name], **urls)
+        _keep(machine, name, [], as_environment(aggregator))
     api = load(ApiSettings, public_url=chosen("PUBLIC_URL", machine.edge_url), **urls)
-    _keep(machine, "aggregator", [], as_environment(aggregator))
     _keep(machine, "api", [machine.doors.api], as_environment(api))
 
 
@@ -175,7 +176,7 @@ def _keep(
 ) -> None:
     """Start one of our own processes on its sockets, and again whenever it dies."""
     fds = [one.fileno() for one in sockets]
-    command = [*CLICKDAM, name, *arguments, *(f"--fd={fd}" for fd in fds)]
+    command = [*CLICKDAM, name.partition(".")[0], *arguments, *(f"--fd={fd}" for fd in fds)]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
     env = inherited | settings | {OWNER: str(machine.data)}
 
@@ -188,8 +189,7 @@ def _keep(
 
 
 def _wait_ready(machine: Machine) -> None:
-    urls = {
-        "aggregator": machine.metrics_urls["aggregator"].replace("/metrics", "/ready"),
+    urls = {name: machine.metrics_urls[name].replace("/metrics", "/ready") for name in machine.aggregators} | {
         "edge": f"{machine.edge_url}/ready",
         "api": f"{machine.api_url}/live",
     }
@@ -268,7 +268,7 @@ def _stop(machine: Machine) -> None:
         one.close()
     _stop_kept(machine, ["edge"], signal.SIGTERM, EDGE_STOP_S)
     _drain(machine)
-    _stop_kept(machine, ["aggregator", "api", "demo-shop"], signal.SIGTERM, REST_STOP_S)
+    _stop_kept(machine, [*machine.aggregators, "api", "demo-shop"], signal.SIGTERM, REST_STOP_S)
     _stop_kept(machine, ["kafka"], signal.SIGTERM, KAFKA_STOP_S)
     _stop_kept(machine, ["postgres"], signal.SIGINT, POSTGRES_STOP_S)
     _stop_kept(machine, ["valkey"], signal.SIGTERM, VALKEY_STOP_S)
@@ -283,7 +283,7 @@ def _stop_kept(machine: Machine, names: Sequence[str], ask: signal.Signals, wait
 
 def _drain(machine: Machine) -> None:
     """Let the aggregator apply what the edge has written; what stays behind is applied after the next start."""
-    if "aggregator" not in machine.kept or machine.kept["aggregator"].pid is None:
+    if not any(name in machine.kept and machine.kept[name].pid for name in machine.aggregators):
         return
     with contextlib.suppress(*DatabaseAway, CannotStart, journal.Unreadable):
         asyncio.run(_drained(load(LogSettings, **machine.log), machine.database_url))
