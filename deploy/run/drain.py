@@ -17,14 +17,14 @@ async def drain(settings: LogSettings, folder: Path, console: Console) -> bool:
     """Send every slot of a spool's folder, say what became of each; answers whether nothing is left."""
     slots = left_in(folder)
     if not slots:
-        console.print(f"nothing is left in {folder}", markup=False, highlight=False)
+        console.print(f"nothing is left in {folder}", markup=False, highlight=False, soft_wrap=True)
     return all([await _drain(settings, folder, slot, console) for slot in slots])
 
 
 async def _drain(settings: LogSettings, folder: Path, slot: int, console: Console) -> bool:
     name = journal.slot_folder(folder, slot).name
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task(name, total=_size_bytes(folder, slot))
         try:
             whole = await drain_slot(settings, folder, slot, lambda size_bytes: progress.advance(shown, size_bytes))
@@ -33,7 +33,7 @@ async def _drain(settings: LogSettings, folder: Path, slot: int, console: Consol
             whole, said = False, "its edge lives and sends it by itself: left alone"
         except (journal.Unreadable, LogFailed, OSError) as error:
             whole, said = False, f"not sent: {error}"
-    console.print(f"{name}: {said}", markup=False, highlight=False)
+    console.print(f"{name}: {said}", markup=False, highlight=False, soft_wrap=True)
     return whole
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from zlib import crc32
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.structs import RecordMetadata
 
 from schemas import kafka, limits
@@ -61,6 +61,7 @@ class KafkaOut:
 
     def __init__(self, settings: LogSettings) -> None:
         self._events, self._beats = settings.kafka_events_topic, settings.kafka_beats_topic
+        self._where = f"Kafka at {','.join(settings.kafka_servers)}"
         self._producer = AIOKafkaProducer(**_options(settings))
         self._ids: dict[str, str] = {}
         self._last: dict[tuple[str, int], int] = {}
@@ -158,12 +159,12 @@ class KafkaOut:
         except LogFailed:
             self.spent = True
             raise
-        except TimeoutError:
+        except (TimeoutError, KafkaConnectionError):
             self.spent = True
-            raise LogFailed("Kafka does not answer") from None
+            raise LogFailed(f"{self._where} does not answer") from None
         except Exception as error:
             self.spent = True
-            raise LogFailed(f"Kafka: {error!r}") from error
+            raise LogFailed(f"{self._where}: {error!r}") from error
 
     def _acknowledged(self, topic: str, partition: int, base: int, count: int) -> None:
         if base <= self._last.get((topic, partition), -1):
