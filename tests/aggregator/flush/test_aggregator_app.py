@@ -12,10 +12,15 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from deploy.run.children import free_port
+from deploy.run.servers import Server
 from loadtests.faults.drift import drift
 from loadtests.faults.journals import append, clicks, consumed, new_segment, settings
+from loadtests.faults.kafkas import kafka_on_trial
 from loadtests.faults.processes import aggregator
 from loadtests.faults.proxy import FaultProxy
+from loadtests.faults.topics import administering
+from schemas import limits
+from tests.conftest import KafkaTopics
 
 START_S = 15.0
 
@@ -80,3 +85,49 @@ async def test_it_exits_at_once_while_postgres_is_frozen(database_url: str, redi
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(5):
                 assert await process.wait() == 0
+
+
+async def test_on_kafka_it_shows_its_partitions_and_leaves_the_group_in_order(
+    database_url: str, redis_url: str, kafka_url: str, kafka_topics: KafkaTopics
+) -> None:
+    async with kafka_on_trial(database_url, kafka_url, kafka_topics, redis_url=redis_url) as log:
+        await log.append(clicks(1_000), 1)
+        async with aggregator(log.settings) as (process, admin):
+            await becomes(f"{admin}/ready", 200)
+            await log.consumed()
+            await asyncio.sleep(limits.REREAD_POSITIONS_S + 1)  # so often they are looked at
+            _, metrics = await status(f"{admin}/metrics")
+            of = f'{{partition="1",topic="{kafka_topics.events}"}}'
+            for line in (
+                f"clickdam_log_lag{of} 0.0",
+                f"clickdam_stopped_partition{of} 0.0",
+                "clickdam_assigned_partitions 3.0",
+                "clickdam_rebalances_total 1.0",
+            ):
+                assert line in metrics.splitlines()
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+            assert time.monotonic() - began < 3
+        async with administering(log.settings) as admin_client:
+            (found,) = await admin_client.describe_consumer_groups([log.settings.kafka_group])
+        ((_, _, state, *_),) = found.groups
+        assert state == "Empty"
+        assert (await log.drift()).drift == 0
+
+
+async def test_it_exits_in_bounded_time_while_kafka_is_frozen(
+    database_url: str, redis_url: str, kafka_broker: list[Server], kafka_topics: KafkaTopics
+) -> None:
+    async with kafka_on_trial(database_url, kafka_broker[0].url, kafka_topics, redis_url=redis_url) as log:
+        await log.append(clicks(100))
+        async with aggregator(log.settings) as (process, _):
+            await log.consumed()
+            kafka_broker[0].process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(2)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(8):
+                assert await process.wait() == 0
+            print(f"left in {time.monotonic() - began:.1f} s")
+        kafka_broker[0].process.send_signal(signal.SIGCONT)

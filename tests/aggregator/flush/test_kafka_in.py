@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -325,6 +326,23 @@ async def test_a_batch_of_a_topic_that_was_made_again_is_not_handed_out(log: Kaf
             async with asyncio.timeout(SOON_S):
                 while True:
                     assert await reader.read() is None
+
+
+async def test_what_the_disk_of_a_broker_has_spoilt_stops_its_partition_alone(
+    database_url: str, redis_url: str, kafka_broker: list[servers.Server], kafka_topics: tuple[str, str]
+) -> None:
+    async with kafka_on_trial(database_url, kafka_broker[0].url, kafka_topics, redis_url=redis_url) as log:
+        await log.append(clicks(100), 0)
+        await log.append(clicks(100), 1)
+        (spoilt,) = kafka_broker[0].folder.rglob(f"{kafka_topics[0]}-0/*.log")
+        with spoilt.open("r+b") as file:
+            file.seek(-10, 2)
+            file.write(b"\xff" * 5)
+        async with consuming(log.settings):
+            (found,) = await becomes(lambda: stopped(log))
+            assert await becomes(lambda: count(log), 100)
+        assert found[1] == 0
+        assert re.match(r"what lies at or behind offset \d+ cannot be read: Corrupt", found[3])
 
 
 async def test_what_is_stopped_stands_still_for_a_zombie_too(log: KafkaOnTrial, database_url: str) -> None:
