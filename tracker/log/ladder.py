@@ -78,7 +78,7 @@ class Ladder:
         while not await self.heartbeat(None):
             await asyncio.sleep(limits.BEAT_S)
 
-    async def heartbeat(self, compose: Callable[[], Beat] | None) -> bool:
+    async def heartbeat(self, compose: Callable[[], Beat | None] | None) -> bool:
         """Say what `compose` returns, find out how Kafka is, and have a producer that works. Answers whether the log,
         or else Redis, knows all our beginnings."""
         if self._failures:
@@ -142,7 +142,8 @@ class Ladder:
             log.warning("circuit_opened", reason=reason)
 
     def _close_circuit(self, took_s: float) -> None:
-        if not self.is_closed and took_s <= limits.ACK_DEADLINE_S / 2:  # a batch waits for the one before it
+        in_time = took_s <= limits.ACK_DEADLINE_S / 2  # a batch waits for the one before it
+        if not self.is_closed and in_time and not self._unheard:  # a clock may have jumped meanwhile
             self.is_closed = True
             log.info("circuit_closed")
 
@@ -163,7 +164,7 @@ class Ladder:
             self._open_circuit(f"incarnation not announced: {error}")
             await self._registry.hold(self._unheard)
 
-    async def _asked(self, compose: Callable[[], Beat] | None) -> float:
+    async def _asked(self, compose: Callable[[], Beat | None] | None) -> float:
         """How long Kafka takes to acknowledge (s); a producer that has failed is replaced first. Raises LogFailed."""
         if self._out is not None and self._out.spent:
             await self.stop()

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from schemas import events, journal, limits
+from schemas.events import Beat
 from schemas.redis import counting
 from schemas.settings import EdgeSettings, LogSettings
 from tracker.background import running
@@ -73,7 +74,12 @@ class KafkaHeartbeat(Heartbeat):
         await self._ladder.close(partial(self._made, "closed", now, now))
 
     async def _beat_once(self, recorder: Recorder) -> None:
-        await self._ladder.heartbeat(partial(self._of_now, recorder))
+        await self._ladder.heartbeat(partial(self._of_begun, recorder))
+
+    def _of_begun(self, recorder: Recorder) -> Beat | None:
+        """None while the announcement of a new incarnation still waits in the queue."""
+        beat = self._of_now(recorder)
+        return beat if beat.incarnation == self._ladder.spool.incarnation else None
 
     def _begin_incarnation(self, recorder: Recorder, now: int) -> None:
         last = self._made("beat", now, min(now, recorder.oldest_ms() or now))
