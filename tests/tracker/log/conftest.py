@@ -16,6 +16,7 @@ from deploy.run import kafka
 from deploy.run.children import free_port
 from loadtests.faults import edges, topics
 from loadtests.faults.proxy import FaultProxy
+from schemas import limits
 from schemas.outcomes import Outcome
 from schemas.settings import EdgeSettings
 from tests.conftest import KafkaTopics
@@ -100,9 +101,10 @@ async def _say_nothing(*_: Any) -> None:
 
 @pytest.fixture
 async def settings(
-    tmp_path: Path, proxy: FaultProxy, kafka_topics: KafkaTopics, redis_url: str
+    tmp_path: Path, proxy: FaultProxy, kafka_topics: KafkaTopics, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[EdgeSettings]:
     """An edge on the broker behind the proxy, with topics of its own."""
+    monkeypatch.setattr(limits, "ACK_DEADLINE_S", 0.5)  # a busy machine takes its time
     made = edges.settings(
         tmp_path, redis_url, log_url=f"kafka://127.0.0.1:{proxy.port}", spool_folder=tmp_path / "spool",
         kafka_events_topic=kafka_topics.events, kafka_beats_topic=kafka_topics.beats,

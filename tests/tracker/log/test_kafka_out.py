@@ -13,7 +13,7 @@ from deploy.run.servers import Server
 from loadtests.faults import topics
 from schemas import kafka, limits
 from schemas.settings import LogSettings
-from tracker.log.kafka_out import KafkaOut, TooLarge, partition_of, pieces
+from tracker.log.kafka_out import KafkaOut, Portion, TooLarge, partition_of, pieces
 from tracker.log.recorder import LogFailed
 
 AT = 1_795_400_000_000
@@ -169,3 +169,19 @@ async def test_nothing_is_left_of_a_producer_whose_broker_froze(kafka_broker: li
     assert said == []
     async with producer(settings) as out:
         await out.send({0: [b"after"]}, AT, ALL)
+
+
+def test_after_a_refusal_smaller_batches_are_sent_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    portion = Portion()
+    usual = portion.bytes_max
+    assert usual > limits.BATCH_BYTES_MAX
+    for _ in range(40):
+        portion.halve()
+    assert portion.bytes_max == 1
+    monkeypatch.setattr(limits, "PORTION_DOUBLED_S", 0.0)
+    seen = []
+    for _ in range(40):
+        time.sleep(0.001)
+        seen.append(portion.bytes_max)
+    assert seen == sorted(seen)
+    assert seen[-1] == usual

@@ -99,7 +99,7 @@ async def test_when_the_disk_hangs_too_everybody_is_answered_and_the_queue_is_bo
     async with Process(settings).running() as process:
         await process.whole()
         proxy.mode = "blackhole"
-        hanging = process.ladder.spool._thread.submit(time.sleep, 1.5)
+        hanging = process.ladder.spool._thread.submit(time.sleep, 5.0)
         began = time.monotonic()
         told = [outcome for n in range(5) for outcome in await process.clicks(100, f"{n}")]
         assert time.monotonic() - began < 5 * (process.ladder.deadline_s + 0.5)
