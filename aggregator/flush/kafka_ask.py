@@ -68,11 +68,7 @@ class Asker:
 
     async def _found(self) -> AIOKafkaClient:
         if self._client is None:
-            options = connection(self._settings) | {
-                "request_timeout_ms": int(limits.ASK_S * 1000),
-                "metadata_max_age_ms": int(limits.CONSUMER_METADATA_S * 1000),
-            }
-            client = AIOKafkaClient(**options)
+            client = AIOKafkaClient(**connection(self._settings) | {"request_timeout_ms": int(limits.ASK_S * 1000)})
             await client.bootstrap()
             self._client = client
         return self._client

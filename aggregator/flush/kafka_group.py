@@ -31,6 +31,7 @@ class Member(ConsumerRebalanceListener):
         self._topics = [settings.kafka_events_topic, settings.kafka_beats_topic]
         self._consumer = AIOKafkaConsumer(**_options(settings))
         self._hint: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[Any] | None = None
         self.assigned: frozenset[TopicPartition] = frozenset()
         self.generation = 0
         self.unassigned_since: float | None = time.monotonic()
@@ -44,8 +45,9 @@ class Member(ConsumerRebalanceListener):
 
     async def leave(self) -> None:
         """Leave in bounded time: aiokafka's own stop waits for what is under way."""
-        if self._hint:
-            self._hint.cancel()
+        for task in (self._hint, self._waiting):
+            if task:
+                task.cancel()
         leaving = asyncio.create_task(_stop(self._consumer))
         _leaving.add(leaving)
         leaving.add_done_callback(_leaving.discard)
@@ -72,16 +74,21 @@ class Member(ConsumerRebalanceListener):
         """Forget what was fetched of a partition, and fetch it from this offset."""
         self._consumer.seek(partition, offset)
 
-    async def fetched(self, *of: TopicPartition) -> list[ConsumerRecord]:
-        """What has been fetched of one partition, at most BATCH_EVENTS_MAX records. Without one, only whether the
-        consumer is well. None when the assignment changes meanwhile. Raises KafkaError."""
-        generation = self.generation
-        try:
-            async with asyncio.timeout(limits.CONSUMER_POLL_S):  # the client waits here for the end of a rebalance
-                found = await self._consumer.getmany(*of, max_records=limits.BATCH_EVENTS_MAX)
-        except TimeoutError:
+    async def fetched(self, partition: TopicPartition) -> list[ConsumerRecord]:
+        """What has been fetched of a partition, at most BATCH_EVENTS_MAX records. Raises KafkaError."""
+        if self.unassigned_since is not None:
             return []
-        return found.get(*of, []) if of and generation == self.generation else []
+        found = await self._consumer.getmany(partition, max_records=limits.BATCH_EVENTS_MAX)  # does not wait
+        return list(found.get(partition, []))
+
+    async def wait(self) -> None:
+        """For a moment, while there is nothing to fetch. Raises KafkaError when there will never be."""
+        if self._waiting is None or self._waiting.done():
+            # until something is assigned; not cancelled, because aiokafka would take it for reading from then on
+            self._waiting = asyncio.create_task(self._consumer.getmany(max_records=1))
+        done, _ = await asyncio.wait({self._waiting}, timeout=limits.CONSUMER_POLL_S)
+        if done:
+            self._waiting.result()
 
     async def position(self, partition: TopicPartition) -> int:
         """The next offset that `fetched` would answer, of a partition that was sought."""

@@ -186,7 +186,7 @@ class KafkaReader:
     async def _next_in_turn(self, member: Member) -> Batch | None:
         reading = self._reading
         if not reading.turns:
-            await member.fetched()
+            await member.wait()
         for partition in list(reading.turns):
             first = reading.next.pop(partition)  # put back when nothing has gone wrong
             records = await self._fetched(member, partition, first)
