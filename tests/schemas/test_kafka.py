@@ -43,10 +43,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     ports = {listener: free_port() for listener in LISTENERS}
     make_certificates(folder)
     server = kafka.start_kafka(folder / "kafka", ports["PLAINTEXT"], broker_settings(folder, ports))
-    for mechanism in SCRAM:
-        add_user(ports["PLAINTEXT"], mechanism)
-    yield Guarded(ports, folder)
-    kafka.stop_kafka(server)
+    try:
+        for mechanism in SCRAM:
+            add_user(ports["PLAINTEXT"], mechanism)
+        yield Guarded(ports, folder)
+    finally:
+        kafka.stop_kafka(server)
 
 
 def make_certificates(folder: Path) -> None:
@@ -94,10 +96,9 @@ def pkcs8(path: Path) -> Path:
 
 
 def add_user(port: int, mechanism: str) -> None:
-    jars = ":".join(map(str, kafka.jars(kafka.cache())))
     what = ["--alter", "--entity-type", "users", "--entity-name", USER]
     secret = ["--add-config", f"{mechanism}=[iterations=4096,password='{PASSWORD}']".replace("'", "")]
-    command = [kafka._java(), "-cp", jars, "kafka.admin.ConfigCommand", "--bootstrap-server", f"127.0.0.1:{port}"]
+    command = [*kafka.java(), "kafka.admin.ConfigCommand", "--bootstrap-server", f"127.0.0.1:{port}"]
     subprocess.run([*command, *what, *secret], check=True, capture_output=True)
 
 
