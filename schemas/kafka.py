@@ -52,11 +52,18 @@ def source(topic: str, topic_id: str) -> str:
     return f"{topic}@{topic_id}"
 
 
+class Leader(NamedTuple):
+    """The broker that leads a partition, -1 for none. The epoch changes with each election."""
+
+    node: int
+    epoch: int
+
+
 class Topic(NamedTuple):
-    """A topic as it is today: its id (32 hex digits), and the broker that leads each partition, -1 where none does."""
+    """A topic as it is today: its id (32 hex digits) and, by number, the leaders of its partitions."""
 
     id: str
-    leaders: dict[int, int]
+    leaders: dict[int, Leader]
 
 
 async def topics(client: AIOKafkaClient, names: list[str], node: int | None = None) -> dict[str, Topic]:
@@ -68,7 +75,9 @@ async def topics(client: AIOKafkaClient, names: list[str], node: int | None = No
     found = {}
     for code, name, topic_id, _, partitions, *_ in response.topics:
         if code == 0:
-            found[name] = Topic(topic_id.hex, {partition: leader for _, partition, leader, *_ in partitions})
+            found[name] = Topic(
+                topic_id.hex, {number: Leader(node, epoch) for _, number, node, epoch, *_ in partitions}
+            )
         elif code != _UNKNOWN_TOPIC:
             raise for_code(code)(name)
     return found

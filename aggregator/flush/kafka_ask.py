@@ -15,7 +15,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from aggregator.flush.sources import Held
 from schemas import limits
-from schemas.kafka import Topic, connection, topics
+from schemas.kafka import Leader, Topic, connection, topics
 from schemas.settings import LogSettings
 
 Place = tuple[str, int]  # topic, partition
@@ -39,22 +39,22 @@ class Asker:
             await self.close()
             raise
 
-    async def held(self, leaders: Mapping[Place, int]) -> dict[Place, Held]:
+    async def held(self, leaders: Mapping[Place, Leader]) -> dict[Place, Held]:
         """What the leaders have of these partitions; those that cannot be asked now are missing. Raises KafkaError."""
         client = await self._found()
         earliest, end = await asyncio.gather(_offsets(client, leaders, _EARLIEST), _offsets(client, leaders, _END))
         return {place: Held(earliest[place], end[place]) for place in earliest.keys() & end.keys()}
 
-    async def end(self, place: Place, leader: int) -> int | None:
+    async def end(self, place: Place, leader: Leader) -> int | None:
         """Where a partition ends, None when that cannot be asked now. Raises KafkaError."""
         return (await _offsets(await self._found(), {place: leader}, _END)).get(place)
 
-    async def record(self, place: Place, leader: int, offset: int) -> bytes | None:
+    async def record(self, place: Place, leader: Leader, offset: int) -> bytes | None:
         """The record at an offset, None when there is none. Raises KafkaError."""
         topic, partition = place
         wanted = [(topic, [(partition, offset, limits.RECORD_BYTES_MAX)])]
         request = FetchRequest(0, 1, limits.RECORD_BYTES_MAX, _READ_UNCOMMITTED, wanted)
-        response = await (await self._found()).send(leader, request)
+        response = await (await self._found()).send(leader.node, request)
         ((_, ((_, code, *_, packed),)),) = response.topics
         if code:
             raise for_code(code)(topic)
@@ -74,20 +74,20 @@ class Asker:
         return self._client
 
 
-async def _offsets(client: AIOKafkaClient, leaders: Mapping[Place, int], time: int) -> dict[Place, int]:
-    by_leader: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+async def _offsets(client: AIOKafkaClient, leaders: Mapping[Place, Leader], time: int) -> dict[Place, int]:
+    by_node: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
     for (topic, partition), leader in leaders.items():
-        by_leader[leader][topic].append((partition, time))
-    answers = await asyncio.gather(*(_offsets_at(client, leader, asked) for leader, asked in by_leader.items()))
+        by_node[leader.node][topic].append((partition, time))
+    answers = await asyncio.gather(*(_offsets_at(client, node, asked) for node, asked in by_node.items()))
     return {place: offset for answer in answers for place, offset in answer.items()}
 
 
 async def _offsets_at(
-    client: AIOKafkaClient, leader: int, asked: Mapping[str, list[tuple[int, int]]]
+    client: AIOKafkaClient, node: int, asked: Mapping[str, list[tuple[int, int]]]
 ) -> dict[Place, int]:
     request = OffsetRequest(_ANY_REPLICA, _READ_UNCOMMITTED, list(asked.items()))
     try:
-        response = await client.send(leader, request)
+        response = await client.send(node, request)
     except KafkaError:
         return {}
     return {

@@ -21,7 +21,7 @@ from aggregator.flush.kafka_group import Member
 from aggregator.flush.registered import registered
 from aggregator.flush.sources import Held, beginnings, change_of, changed_before, stop
 from schemas import limits, redis
-from schemas.kafka import Topic, source
+from schemas.kafka import Leader, Topic, source
 from schemas.settings import AggregatorSettings
 
 log = structlog.get_logger()
@@ -36,7 +36,7 @@ class _Found(NamedTuple):
 
     partition: TopicPartition
     source: str
-    leader: int
+    leader: Leader
     position: Position
     held: Held
 
@@ -51,14 +51,16 @@ class _Doubt(NamedTuple):
 
 @dataclass(slots=True)
 class _Reading:
-    """What is read in one generation of the assignment, in turns. A partition that `next` lacks was in hand when
-    something went wrong. `behind` is where one stood, and since when, though the broker has more of it; `empty_at` is
-    when one last had nothing for us."""
+    """What is read in one generation of the assignment, in turns: `next` of each partition, and the leader under whom
+    the record before it was found to be ours. A partition that `next` lacks was in hand when something went wrong.
+    `behind` is where one stood, and since when, though the broker has more of it; `empty_at` is when one last had
+    nothing for us."""
 
     generation: int
-    topics: Mapping[str, Topic] = field(default_factory=dict)
+    ids: Mapping[str, str] = field(default_factory=dict)
     turns: deque[TopicPartition] = field(default_factory=deque)
     next: dict[TopicPartition, int] = field(default_factory=dict)
+    leaders: dict[TopicPartition, Leader] = field(default_factory=dict)
     behind: dict[TopicPartition, tuple[int, float]] = field(default_factory=dict)
     empty_at: dict[TopicPartition, float] = field(default_factory=dict)
 
@@ -66,8 +68,9 @@ class _Reading:
 class KafkaReader:
     """Reads the assigned partitions of both topics, taking turns.
 
-    A batch is handed out only when its topic, asked for after it was fetched, still is the one that the positions
-    speak of. A consumer that has failed, or stands still though the broker has more, is given up and built again.
+    A batch is handed out only when its topic and the leader of its partition, asked for after it was fetched, still are
+    those under whom the position was found to be true. A consumer that has failed, or stands still though the broker
+    has more, is given up and built again.
     """
 
     def __init__(self, settings: AggregatorSettings) -> None:
@@ -125,11 +128,13 @@ class KafkaReader:
         if reason := await self._stuck(member, found):
             await self._give_up(reason)
             return []
-        reading = self._reading if self._reading.generation == generation else _Reading(generation)
-        judged = await asyncio.gather(*(self._judge(one, reading.next.get(one.partition)) for one in found))
+        ids = {name: topic.id for name, topic in topics.items()}
+        reading = self._reading
+        if (reading.generation, reading.ids) != (generation, ids):
+            reading = _Reading(generation, ids)
+        judged = await asyncio.gather(*(self._judge(one, reading) for one in found))
         changes = [*chain.from_iterable(found or () for found in judged)]
         if not changes and generation == member.generation:
-            reading.topics = topics
             self._go_on(member, reading, dict(zip(found, (one is not None for one in judged), strict=True)))
         return changes
 
@@ -148,17 +153,18 @@ class KafkaReader:
             if partition in held and (of := (sources[partition.topic], partition.partition)) in positions
         ]
 
-    async def _judge(self, one: _Found, reading_at: int | None) -> list[Change] | None:
+    async def _judge(self, one: _Found, reading: _Reading) -> list[Change] | None:
         """What has to become of a position; None when that cannot be told now."""
-        change = change_of(one.source, one.partition.partition, one.position, one.held) or self._doubted(one)
-        at = one.position.next
-        if change or one.position.stopped or reading_at == at or one.held.earliest >= at:
+        number, at = one.partition.partition, one.position.next
+        change = change_of(one.source, number, one.position, one.held) or self._doubted(one)
+        is_known = reading.next.get(one.partition) == at and reading.leaders[one.partition] == one.leader
+        if change or one.position.stopped or is_known or one.held.earliest >= at:
             return [change] if change else []
         try:
             before = await self._asker.record(one.partition, one.leader, at - 1)
         except KafkaError:
             return None
-        change = changed_before(one.source, one.partition.partition, one.position, before)
+        change = changed_before(one.source, number, one.position, before)
         return [change] if change else []
 
     def _go_on(self, member: Member, reading: _Reading, found: Mapping[_Found, bool]) -> None:
@@ -167,10 +173,11 @@ class KafkaReader:
         for one, is_judged in found.items():
             if one.partition in stopped or not is_judged:
                 reading.next.pop(one.partition, None)
-            elif reading.next.get(one.partition) != one.position.next:
+                continue
+            if reading.next.get(one.partition) != one.position.next:
                 member.seek(one.partition, one.position.next)
-                reading.next[one.partition] = one.position.next
-        readable = {one for one in member.assigned if one in reading.next and one.topic in reading.topics}
+            reading.next[one.partition], reading.leaders[one.partition] = one.position.next, one.leader
+        readable = {one for one in member.assigned if one in reading.next and one.topic in reading.ids}
         member.read_only(readable)
         going_on = [one for one in reading.turns if one in readable]
         reading.turns = deque([*going_on, *sorted(readable.difference(going_on))])
@@ -221,24 +228,23 @@ class KafkaReader:
         self, member: Member, partition: TopicPartition, first: int, fetched: Sequence[ConsumerRecord]
     ) -> Batch:
         """Raises Moved when it cannot be said for sure whose offsets these are."""
-        reading = self._reading
-        topic = reading.topics[partition.topic]
-        leader = topic.leaders[partition.partition]
+        reading, (name, number) = self._reading, partition
+        leader = reading.leaders[partition]
         try:
             begun, end = await self._company(partition, leader)
-            now = (await self._asker.topics([partition.topic], leader)).get(partition.topic)
+            topic = (await self._asker.topics([name], leader.node)).get(name)
         except KafkaError as error:
             self._reading = _Reading(-1)
             await self._wait_after("kafka_away", repr(error))
             raise Moved("the broker cannot be asked") from error
-        if now is None or now.id != topic.id or member.generation != reading.generation:
-            self._reading = _Reading(-1)
-            raise Moved("the topic was deleted, or the assignment has changed")
+        if topic is None or topic.id != reading.ids[name] or topic.leaders.get(number) != leader:
+            raise Moved("the topic was deleted, or has another leader")
+        if member.generation != reading.generation:
+            raise Moved("the assignment has changed")
         records = [Record(one.offset, 1, one.value or b"") for one in fetched]
-        of = source(partition.topic, topic.id)
-        return Batch(of, partition.partition, first, records[-1].offset + 1, records, begun, end)
+        return Batch(source(name, topic.id), number, first, records[-1].offset + 1, records, begun, end)
 
-    async def _company(self, partition: TopicPartition, leader: int) -> tuple[list[Begun] | None, int | None]:
+    async def _company(self, partition: TopicPartition, leader: Leader) -> tuple[list[Begun] | None, int | None]:
         """For beats, the edges that have registered in Redis and, asked for after that, where the partition ends."""
         if partition.topic != self._settings.kafka_beats_topic:
             return [], None

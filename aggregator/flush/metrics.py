@@ -21,3 +21,6 @@ STOPPED = Gauge("clickdam_stopped_partition", "1 for a partition that waits for 
 ASSIGNED = Gauge("clickdam_assigned_partitions", "Partitions of Kafka that this consumer reads or would read")
 REBALANCES = Counter("clickdam_rebalances", "Times that Kafka's group has assigned partitions to this consumer")
 REBUILDS = Counter("clickdam_consumer_rebuilds", "Consumers given up and built again, by reason", ["reason"])
+COMPANY_UNKNOWN = Counter(
+    "clickdam_registrations_unknown", "Batches of beats that advance nothing: Redis did not say which edges have begun"
+)

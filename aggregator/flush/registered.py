@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
+from aggregator.flush import metrics
 from aggregator.flush.batch import Begun
 from schemas import redis, redis_keys
 from schemas.redis import Redis, RedisError
@@ -22,9 +23,12 @@ async def registered(client: Redis) -> list[Begun] | None:
     try:
         held = await redis.done(client.hgetall(redis_keys.EDGES))
         return [_begun(incarnation.decode(), value) for incarnation, value in sorted(held.items())]
-    except (*RedisError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("registrations_not_known", error=type(error).__name__)
-        return None
+    except RedisError:
+        metrics.COMPANY_UNKNOWN.inc()
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        metrics.COMPANY_UNKNOWN.inc()
+        log.error("registration_unreadable", error=repr(error))
+    return None
 
 
 def _begun(incarnation: str, value: bytes) -> Begun:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from structlog.testing import capture_logs
 
 from aggregator.db.connect import connected
@@ -274,6 +275,30 @@ async def test_another_record_in_the_place_of_the_last_one_stops_the_partition(
         assert await count(log) == 100
 
 
+async def test_the_last_record_is_looked_at_again_whenever_a_partition_has_another_leader(
+    database_url: str, redis_url: str, kafka_broker: list[servers.Server], kafka_topics: tuple[str, str]
+) -> None:
+    url = kafka_broker[0].url
+    async with kafka_on_trial(database_url, url, kafka_topics, redis_url=redis_url) as log:
+        await log.append(clicks(100))
+        await log.append(clicks(100), 1)
+    async with consuming(log.settings):
+        await log.consumed()
+        await asyncio.sleep(1)
+        await fetch(database_url, "UPDATE log_position SET last_digest = 'another!' WHERE partition = 1")
+        await asyncio.sleep(1)
+        assert await stopped(log) == []
+        kafka_broker[0].process.kill()
+        kafka_broker[0].process.wait()
+        kafka_broker[0] = await asyncio.to_thread(kafka.start_again, kafka_broker[0])
+        async with kafka_on_trial(database_url, url, kafka_topics, redis_url=redis_url, make=False) as again:
+            await again.append(clicks(100))
+            await again.append(clicks(100), 1)
+        (found,) = await becomes(lambda: stopped(log))
+        assert found[1:] == (1, 100, "the record at offset 99 is not the one that was applied from there")
+        assert await becomes(lambda: count(log), 300)
+
+
 async def test_a_topic_made_again_under_us_stands_still_until_it_is_resumed(
     log: KafkaOnTrial, database_url: str
 ) -> None:
@@ -398,6 +423,51 @@ async def test_a_consumer_that_stands_still_though_there_is_more_is_built_again(
             (batch,) = await batches(reader, log, 1)
     assert (batch.first, batch.next) == (0, 100)
     assert [line["reason"] for line in logs if line["event"] == "consumer_given_up"] == ["stalled"]
+
+
+async def test_a_consumer_whom_the_group_does_not_answer_or_has_forgotten_is_built_again(
+    log: KafkaOnTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append(clicks(100))
+    monkeypatch.setattr(limits, "CONSUMER_ASSIGN_S", 0.5)
+    holding_up = AIOKafkaConsumer(
+        bootstrap_servers=log.settings.kafka_servers, group_id=log.settings.kafka_group, rebalance_timeout_ms=20_000
+    )
+    await holding_up.start()
+    slow = LeavesSlowly()
+    holding_up.subscribe([log.settings.kafka_events_topic], listener=slow)
+    await slow.has_joined.wait()
+    with capture_logs() as logs:
+        async with reading(log) as reader:
+
+            async def given_up() -> list[str]:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.3):
+                        await batches(reader, log, 1)
+                return [line["reason"] for line in logs if line["event"] == "consumer_given_up"]
+
+            assert (await becomes(given_up))[0] == "not_assigned"
+            monkeypatch.setattr(limits, "CONSUMER_ASSIGN_S", 20.0)
+            slow.may_leave.set()
+            await holding_up.stop()
+            await batches(reader, log, 1)
+            logs.clear()
+            assert reader._member is not None
+            reader._member.outcast_since = 1.0  # as when Kafka says that it does not know us, and no assignment follows
+            assert await becomes(given_up) == ["outcast"]
+            await batches(reader, log, 1)
+
+
+class LeavesSlowly(ConsumerRebalanceListener):
+    def __init__(self) -> None:
+        self.has_joined, self.may_leave = asyncio.Event(), asyncio.Event()
+
+    async def on_partitions_revoked(self, revoked: object) -> None:
+        if self.has_joined.is_set():
+            await self.may_leave.wait()
+
+    async def on_partitions_assigned(self, assigned: object) -> None:
+        self.has_joined.set()
 
 
 async def test_a_consumer_that_has_failed_is_built_again_ever_later_and_says_so_once(
