@@ -24,7 +24,6 @@ from tracker.log.recorder import LogFailed
 from tracker.log.spool import Spool
 
 log = structlog.get_logger()
-_BEYOND = 2**62  # no row has this offset
 Acked = Callable[[str, Mapping[int, int]], None]
 
 
@@ -45,7 +44,7 @@ class Drainer:
         self._tell_acked, self._tell_closed, self._tell_removed = acked, closed, removed
         self._out: KafkaOut | None = None
         self._portion = Portion()
-        self._next: dict[Path, int] = {}  # where to go on in a segment
+        self._next: dict[str, int] = {}  # source -> where to go on; a file's name may come again in a folder made again
         self._left: dict[Path, str | None] = {}  # of this round: segments with a refused event, and whose they are
         self._refused_from = 0  # of this round: an event of so many bytes was refused alone
 
@@ -62,6 +61,7 @@ class Drainer:
             elif self._left:
                 self._left[path] = self._spool.incarnation
             elif await self._spool.renew(path, last):
+                self._next.clear()
                 return True
         return not self._left
 
@@ -79,22 +79,24 @@ class Drainer:
 
     async def _send_segment(self, path: Path) -> int:
         """Send its rows; answers the last one's offset. One that is refused in part or cannot be read is left."""
-        first = self._next.get(path, journal.FIRST_OFFSET)
-        again = 0
-        while True:
-            try:
-                meta, rows = await self._spool.read(path, first)
-            except journal.Unreadable as error:
-                log.error("spool_segment_unreadable", segment=path.name, error=str(error))
-                self._left[path] = None
-                break
-            if meta is None or not rows:
-                break
-            if not await self._send_rows(meta, rows):
+        try:
+            meta = await self._spool.meta(path)
+            return await self._send_from(path, meta) if meta else 0
+        except journal.Unreadable as error:
+            log.error("spool_segment_unreadable", segment=path.name, error=str(error))
+            self._left[path] = None
+            return 0
+
+    async def _send_from(self, path: Path, meta: SegmentMeta) -> int:
+        first = self._next.get(meta.source, journal.FIRST_OFFSET)
+        refused: int | None = None
+        while rows := await self._spool.read(path, first):
+            whole = await self._send_rows(meta, rows)
+            if not whole:
                 self._left[path] = meta.incarnation
-                again = again or rows[0].offset
+                refused = refused or rows[0].offset
             first = rows[-1].offset + 1
-        self._next[path] = again or first
+            self._next[meta.source] = refused or first
         return first - 1
 
     async def _send_rows(self, meta: SegmentMeta, rows: Sequence[Row]) -> bool:
@@ -145,10 +147,10 @@ class Drainer:
 
     async def _finish(self, path: Path) -> None:
         """Remove a segment that is sent and gets no more rows; close its incarnation if it is the last one of it."""
-        meta, rows = await self._spool.read(path, self._next[path])
-        if rows:
+        meta = await self._spool.meta(path)
+        if meta and await self._spool.read(path, self._next.get(meta.source, journal.FIRST_OFFSET)):
             return  # written after we had looked, just before the next segment was begun
-        if meta is not None and meta.incarnation != self._spool.incarnation:
+        if meta and meta.incarnation != self._spool.incarnation:
             following = await self._incarnation_after(path)
             if following != meta.incarnation:
                 if None in (following, *self._left.values()) or meta.incarnation in self._left.values():
@@ -157,7 +159,6 @@ class Drainer:
                 await self._close(meta)
         size_bytes = journal.size_bytes(path)
         await self._spool.remove(path)
-        del self._next[path]
         self._tell_removed(size_bytes)
 
     async def _incarnation_after(self, path: Path) -> str | None:
@@ -166,7 +167,7 @@ class Drainer:
         if following is None:
             return ""
         try:
-            meta, _ = await self._spool.read(following, _BEYOND)
+            meta = await self._spool.meta(following)
         except journal.Unreadable:
             return None
         return meta.incarnation if meta else ""

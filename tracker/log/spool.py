@@ -84,9 +84,13 @@ class Spool(JournalLog):
         """The segment that is being written."""
         return self._segment.path if self._segment else None
 
-    async def read(self, path: Path, first: int) -> tuple[SegmentMeta | None, list[Row]]:
-        """Whose a segment is, and its rows from an offset on, up to what is sent at once. Raises journal.Unreadable."""
-        return await asyncio.to_thread(_read, path, first)
+    async def meta(self, path: Path) -> SegmentMeta | None:
+        """Whose a segment is; None for a file that was never finished. Raises journal.Unreadable."""
+        return await asyncio.to_thread(_meta, path)
+
+    async def read(self, path: Path, first: int) -> list[Row]:
+        """A segment's rows from an offset on, up to what is sent at once. Raises journal.Unreadable."""
+        return await asyncio.to_thread(_rows, path, first)
 
     def sent(self, incarnation: str, latest_ms: int) -> None:
         """Everything up to a row of this latest time is in the log."""
@@ -176,7 +180,11 @@ def _first_ms(segments: list[Path]) -> int | None:
     return None
 
 
-def _read(path: Path, first: int) -> tuple[SegmentMeta | None, list[Row]]:
+def _meta(path: Path) -> SegmentMeta | None:
     with journal.reading(path) as segment:
-        meta = segment.meta()
-        return meta, segment.rows(first, limits.DRAIN_BYTES_AT_ONCE) if meta else []
+        return segment.meta()
+
+
+def _rows(path: Path, first: int) -> list[Row]:
+    with journal.reading(path) as segment:
+        return segment.rows(first, limits.DRAIN_BYTES_AT_ONCE)

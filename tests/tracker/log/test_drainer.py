@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -209,6 +210,19 @@ async def test_a_file_that_was_never_finished_is_removed(tmp_path: Path, kafka_l
     async with Sent(tmp_path, kafka_log, "") as of:
         assert await of.drainer.drain()
         assert of.spool.segments() == []
+
+
+async def test_a_folder_made_again_is_sent_from_its_first_row(of: Sent, kafka_log: LogSettings, tmp_path: Path) -> None:
+    for n in range(9):
+        await of.spool.write(batch(n, b"of the first folder %d" % n))
+    assert await of.drainer.drain()
+    shutil.rmtree(tmp_path / "edge-0")
+    kept = [b"of the second %d" % n for n in range(20)]
+    for n, event in enumerate(kept):
+        await of.spool.write(batch(n, event))
+    async with asyncio.timeout(30):
+        assert await of.drainer.drain()
+    assert set(kept) <= set(await topics.values(kafka_log))
 
 
 async def test_nothing_is_removed_that_kafka_has_not_acknowledged(tmp_path: Path, kafka_log: LogSettings) -> None:

@@ -34,7 +34,7 @@ def incarnations(spool: Spool) -> list[str]:
 
 
 async def rows(spool: Spool, path: Path) -> list[bytes]:
-    _, found = await spool.read(path, journal.FIRST_OFFSET)
+    found = await spool.read(path, journal.FIRST_OFFSET)
     return [row.body for row in found]
 
 
@@ -131,7 +131,7 @@ async def test_writing_and_renewing_at_once_loses_nothing(spool: Spool) -> None:
         while True:
             path = spool.current
             assert path
-            _, found = await spool.read(path, journal.FIRST_OFFSET)
+            found = await spool.read(path, journal.FIRST_OFFSET)
             seen.update(row.body for row in found)
             await spool.renew(path, found[-1].offset if found else 0)
 
