@@ -217,15 +217,29 @@ def latest_ms(slot: Path) -> int:
 def reading(path: Path) -> Iterator[SegmentReader]:
     """A segment open for reading, by another process than its writer. Raises Unreadable, here and while it is read."""
     try:
-        with contextlib.closing(_connect(path)) as db:
+        with contextlib.closing(_readable(path)) as db:
             yield SegmentReader(db)
     except sqlite3.Error as error:
         raise Unreadable(f"{path.parent.name}/{path.name}: {error}") from error
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _readable(path: Path) -> sqlite3.Connection:
+    """On a full disk SQLite cannot make the companions by which it would share a file: one that its writer has closed
+    needs none, else what fills the disk could never be read and removed."""
+    db = _connect(path)
+    try:
+        db.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:
+        db.close()
+        if _size_bytes(path.with_name(path.name + "-wal")):
+            raise
+        return _connect(path, "&immutable=1")
+    return db
+
+
+def _connect(path: Path, how: str = "") -> sqlite3.Connection:
     """Open a file that exists: a plain connect would make an empty one."""
-    uri = f"{path.absolute().as_uri()}?mode=rw"
+    uri = f"{path.absolute().as_uri()}?mode=rw{how}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=1.0)
 
 

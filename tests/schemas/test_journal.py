@@ -165,6 +165,15 @@ def test_a_full_disk_is_said_and_ridden_out(slot: Path) -> None:
     assert segment.append(b"x" * 100_000, 2) == 2
 
 
+def test_a_closed_segment_is_read_where_the_disk_has_no_room_for_a_companion_file(slot: Path) -> None:
+    segment = new(slot, rows=3)
+    segment.seal()
+    segment.path.with_name(segment.path.name + "-shm").mkdir()  # SQLite can no more make it than on a full disk
+    with journal.reading(segment.path) as reader:
+        assert reader.meta() is not None
+        assert [row.offset for row in reader.rows(1, 1_000)] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("content", [None, b"not a database, but long enough to be taken for one" * 20])
 def test_a_file_that_is_gone_or_is_no_journal_is_unreadable(slot: Path, content: bytes | None) -> None:
     path = slot / "00000001.journal"
