@@ -86,7 +86,7 @@ async def kafka_on_trial(
         await topics.make(settings, partitions)
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers, acks="all", linger_ms=5, max_batch_size=131_072,
-        compression_type="zstd", enable_idempotence=True,
+        compression_type="zstd", enable_idempotence=True, request_timeout_ms=2_000,
     )  # fmt: skip
     await producer.start()
     try:
