@@ -78,8 +78,8 @@ class KafkaOut:
 
     @property
     def source(self) -> str:
-        """The name of the events topic's contents, in beats."""
-        return kafka.source(self._events, self._ids[self._events])
+        """The name of the events topic's contents, in beats; empty until it is found."""
+        return kafka.source(self._events, self._ids[self._events]) if self._ids else ""
 
     @property
     def partitions(self) -> int:

@@ -244,6 +244,20 @@ async def test_an_incarnation_that_begins_while_kafka_is_away_is_registered_in_r
     assert process.durable() <= set(await topics.values(settings))
 
 
+async def test_a_clock_may_jump_back_while_a_producer_is_being_built(settings: EdgeSettings, proxy: FaultProxy) -> None:
+    async with Process(settings).running() as process:
+        await process.whole()
+        async with away(proxy):
+            async with asyncio.timeout(WITHIN_S):
+                while process.ladder.builds < 2:  # it waits for a broker that says nothing
+                    await asyncio.sleep(0.01)
+            process.back_ms = 3_600_000
+            assert await process.clicks(1) == [SPOOLED]
+        second = process.clock.incarnation
+        await process.whole()
+    assert (await states(settings, second))[0] == "open"
+
+
 async def test_the_slot_of_an_edge_that_lives_is_left_alone(settings: EdgeSettings) -> None:
     async with Process(settings).running() as process:
         with pytest.raises(journal.SlotTaken):
