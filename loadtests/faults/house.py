@@ -53,6 +53,10 @@ class House:
         return f"http://127.0.0.1:{self.edge_port}"
 
     @property
+    def kafka_servers(self) -> str:
+        return self.env["CLICKDAM_LOG_URL"].removeprefix("kafka://")
+
+    @property
     def spool(self) -> Path:
         return self.folder / "spool"
 

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +15,8 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 import asyncpg
+import orjson
+from aiokafka import AIOKafkaConsumer
 
 from loadtests.faults.drift import order_rollup_rows_wrong
 from loadtests.faults.edges import read_answer, request
@@ -24,6 +26,7 @@ from loadtests.heard import click_id_of, uuid_of
 ANSWER_S = 20.0
 ORDER_EVERY = 20  # clicks of one connection between two orders
 COMPLETE_S = 90.0
+EVENTS_TOPIC = "clickdam.events"
 _COMPLETE = """
 SELECT CASE WHEN EXISTS (SELECT FROM edge) THEN (SELECT complete_through FROM complete_through) END
 """
@@ -189,38 +192,72 @@ async def complete_now(house: House, within_s: float = COMPLETE_S) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """By id. `missing` answered clicks or receipts that Postgres does not have; `extra` rows that nobody was told
-    of; `wrong_rollups` rollup rows that are not the sum of their rows; `broken_promises` of `complete_through`."""
+    """By id. `missing` answered clicks or receipts that Postgres does not have; `extra` rows that nobody was told of;
+    `not_as_logged` clicks that are in the log and not in Postgres, or the other way round; `wrong_rollups` rollup rows
+    that are not the sum of their rows; `broken_promises` of `complete_through`."""
 
     answered: int
     rows: int
     missing: int
     extra: int
     missing_orders: int
+    not_as_logged: int
     wrong_rollups: int
     broken_promises: int
 
     @property
     def exact(self) -> bool:
-        return not (self.missing or self.missing_orders or self.wrong_rollups or self.broken_promises)
+        return not (self.missing or self.missing_orders or self.drift or self.broken_promises)
+
+    @property
+    def drift(self) -> int:
+        return self.not_as_logged + self.wrong_rollups
+
+
+async def clicks_in_kafka(servers: str, topic: str) -> set[UUID]:
+    """The ids of all clicks that the topic holds, read without the product's code."""
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=servers, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets(consumer.assignment())
+        found: set[UUID] = set()
+        while any([await consumer.position(one) < end for one, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                events = [orjson.loads(record.value) for record in records]
+                found |= {UUID(event["id"]) for event in events if event["kind"] == "click"}
+        return found
+    finally:
+        await consumer.stop()
 
 
 async def _sums(db: asyncpg.Connection[asyncpg.Record], query: str) -> dict[int, int]:
     return {row[0]: row[1] for row in await db.fetch(query)}
 
 
-async def verdict(house: House, heard: Heard, shown: Shown | None = None) -> Verdict:
-    """Hold what was told against what Postgres has. Call when `complete_now` has returned."""
+async def rows_of(house: House) -> set[UUID]:
+    """The ids of all clicks in Postgres."""
     async with connected(house) as db:
-        rows = {UUID(int=row["id"].int) for row in await db.fetch("SELECT id FROM click")}
+        return {UUID(int=row["id"].int) for row in await db.fetch("SELECT id FROM click")}
+
+
+async def verdict(
+    house: House, heard: Heard, shown: Shown | None = None, *, known: Set[UUID] = frozenset(), gone: bool = False
+) -> Verdict:
+    """Hold what was told against what Postgres has, and that against the log. Call when `complete_now` has returned.
+    `known` were there before; `gone`: the log has lost what came before, so only what it has is looked for."""
+    logged = await clicks_in_kafka(house.kafka_servers, EVENTS_TOPIC)
+    rows = await rows_of(house)
+    async with connected(house) as db:
         orders = {UUID(int=row[0].int) for row in await db.fetch("SELECT conversion_id FROM conversion")}
         rolled = await _sums(db, "SELECT link_id, sum(clicks)::bigint FROM click_rollup GROUP BY 1")
         raw = await _sums(db, "SELECT link_id, count(*) FROM click GROUP BY 1")
         promises = shown.promises if shown else []
         broken = [at for at, before in promises if await db.fetchval(_BEFORE, first_id(at)) != before]
     found = Verdict(
-        answered=len(heard.clicks), rows=len(rows), missing=len(heard.clicks - rows), extra=len(rows - heard.clicks),
+        answered=len(heard.clicks), rows=len(rows), missing=len(heard.clicks - rows),
+        extra=len(rows - heard.clicks - known),
         missing_orders=len(heard.orders.keys() - orders),
+        not_as_logged=len(logged - rows if gone else logged ^ rows),
         wrong_rollups=sum(rolled.get(link) != raw.get(link) for link in rolled.keys() | raw.keys())
         + await order_rollup_rows_wrong(house.database_url),
         broken_promises=len(broken),
