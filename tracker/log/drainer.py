@@ -63,6 +63,9 @@ class Drainer:
             elif await self._spool.renew(path, last):
                 self._next.clear()
                 return True
+        if self._spool.current and not self._left:
+            await self._spool.prepare()  # somebody has removed the folder
+            return False
         return not self._left
 
     async def disconnect(self) -> None:

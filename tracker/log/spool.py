@@ -56,10 +56,11 @@ class Spool(JournalLog):
 
     async def begin(self, incarnation: str) -> None:
         """What is written from now on belongs to another incarnation. Raises LogFailed, and is so all the same."""
-        self.incarnation = incarnation
-        self._left_ms, self._oldest_ms = min(filter(None, (self._left_ms, self._oldest_ms)), default=None), None
-        self.unsent.set()
-        await self.prepare()
+        try:
+            await self._in_thread(self._begin, incarnation)
+        finally:
+            self._left_ms, self._oldest_ms = self.oldest_of_all_ms(), None
+            self.unsent.set()
 
     async def write(self, batch: Batch) -> Outcome:
         """Raises LogFailed, also when it is full."""
@@ -107,7 +108,8 @@ class Spool(JournalLog):
 
     async def renew(self, path: Path, last_offset: int) -> bool:
         """Everything up to this row of the current segment, and before it, is in the log: begin an empty one in its
-        place, unless more has been written meanwhile. Answers whether nothing is unsent now. Raises LogFailed."""
+        place, unless more has been written or another incarnation has begun. Answers whether nothing is unsent now.
+        Raises LogFailed."""
         if not await self._in_thread(self._renew, path, last_offset):
             return False
         self._oldest_ms = self._left_ms = None
@@ -124,6 +126,10 @@ class Spool(JournalLog):
         except (journal.Unwritable, OSError) as error:
             raise LogFailed(str(error)) from error
         self._count_others()
+
+    def _begin(self, incarnation: str) -> None:
+        self.incarnation = incarnation  # in this thread, so that no segment is renewed for another than it was written
+        self._prepare()
 
     def _append(self, body: bytes, latest_ms: int) -> None:
         if self.size_bytes + len(body) > self.bytes_max:
@@ -144,14 +150,15 @@ class Spool(JournalLog):
         self._count_others()
 
     def _renew(self, path: Path, last_offset: int) -> bool:
-        segment = self._segment
-        if segment is None or (path, last_offset) != (segment.path, self._last_offset(segment)):
-            return False
-        if last_offset:
-            try:
+        try:
+            segment = self._current()
+            if (path, last_offset) != (segment.path, self._last_offset(segment)):
+                return False
+            if last_offset:
                 self._segment = self._after(segment)
-            except (journal.Unwritable, OSError) as error:
-                raise LogFailed(str(error)) from error
+        except (journal.Unwritable, OSError) as error:
+            raise LogFailed(str(error)) from error
+        if last_offset:
             self._remove(path)
         return True
 

@@ -225,6 +225,18 @@ async def test_a_folder_made_again_is_sent_from_its_first_row(of: Sent, kafka_lo
     assert set(kept) <= set(await topics.values(kafka_log))
 
 
+async def test_after_its_folder_was_removed_there_is_a_mark_again_and_nothing_counts_as_unsent(
+    of: Sent, tmp_path: Path
+) -> None:
+    await of.spool.write(batch(1, b"gone"))
+    shutil.rmtree(tmp_path / "edge-0")
+    assert not await of.drainer.drain()
+    assert await of.drainer.drain()
+    assert of.spool.segments() == [of.spool.current]
+    assert of.spool.oldest_ms() is None
+    assert not of.spool.unsent.is_set()
+
+
 async def test_nothing_is_removed_that_kafka_has_not_acknowledged(tmp_path: Path, kafka_log: LogSettings) -> None:
     async with Sent(tmp_path, kafka_log, "first") as killed:
         await killed.spool.write(batch(1, b"kept"))

@@ -1,6 +1,7 @@
 """The spool: on the disk when it says so, bounded, its mark always there, and nothing thrown away that was not sent."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -157,6 +158,37 @@ async def test_another_incarnation_has_segments_of_its_own(spool: Spool) -> None
     assert await rows(spool, spool.segments()[0]) == [b"a"]
     spool.sent("first", 950)
     assert spool.oldest_ms() == 100
+
+
+async def test_an_incarnation_that_begins_while_the_old_ones_segment_is_renewed_keeps_the_old_mark(
+    spool: Spool,
+) -> None:
+    await spool.write(batch(900, b"sent"))
+    path, going_on = spool.current, threading.Event()
+    assert path
+    spool._thread.submit(going_on.wait)
+    both = asyncio.gather(spool.renew(path, 1), spool.begin("second"))
+    await asyncio.sleep(0.05)
+    going_on.set()
+    await both
+    assert incarnations(spool) == ["first", "second"]
+    assert spool.unsent.is_set(), "the old one is still to be closed"
+
+
+async def test_an_incarnation_whose_mark_could_not_be_made_gets_it_before_all_counts_as_sent(
+    spool: Spool, tmp_path: Path
+) -> None:
+    old = spool.current
+    assert old
+    (tmp_path / "edge-0").rename(tmp_path / "away")
+    (tmp_path / "edge-0").touch()
+    with pytest.raises(LogFailed):
+        await spool.begin("second")
+    (tmp_path / "edge-0").unlink()
+    (tmp_path / "away").rename(tmp_path / "edge-0")
+    assert not await spool.renew(old, 0)
+    assert incarnations(spool) == ["first", "second"]
+    assert spool.unsent.is_set()
 
 
 async def test_what_is_found_at_the_start_is_unsent(tmp_path: Path) -> None:
