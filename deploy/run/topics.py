@@ -126,6 +126,11 @@ def _rules(settings: TopicSettings) -> list[_Rule]:
             "max.message.bytes", f"{limits.RECORD_BYTES_MAX} or more", lambda held: int(held) >= limits.RECORD_BYTES_MAX
         ),
         _Rule("retention.ms", f"{retention_ms} or more", lambda held: int(held) == -1 or int(held) >= retention_ms),
+        _Rule(
+            "message.timestamp.type",
+            "LogAppendTime, because an edge's own time would end the retention of what it sends late",
+            lambda held: held == "LogAppendTime",
+        ),
         _Rule("retention.bytes", "-1, because a size ends the time early", lambda held: int(held) == -1),
     ]
 
@@ -138,7 +143,7 @@ def _settings_of_new(settings: TopicSettings) -> dict[str, str]:
         "max.message.bytes": str(limits.RECORD_BYTES_MAX),
         "retention.ms": str(settings.kafka_retention_h * _HOUR_MS),
         "retention.bytes": "-1",
-        "message.timestamp.type": "CreateTime",
+        "message.timestamp.type": "LogAppendTime",
     }
 
 

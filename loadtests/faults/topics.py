@@ -17,6 +17,7 @@ from schemas.settings import LogSettings
 
 PARTITIONS = 4
 WAIT_S = 30.0
+_TIME = {"message.timestamp.type": "LogAppendTime"}  # as `clickdam migrate` makes them
 
 
 class Found(NamedTuple):
@@ -56,8 +57,9 @@ async def make_again(settings: LogSettings, partitions: int = PARTITIONS) -> Non
 
 async def _make(admin: AIOKafkaAdminClient, topic: str, partitions: int) -> None:
     """Return when the broker that is asked knows it; one that is being deleted is waited for."""
+    new = NewTopic(topic, partitions, 1, topic_configs=_TIME)
     async with asyncio.timeout(WAIT_S):
-        while (await admin.create_topics([NewTopic(topic, partitions, 1)])).topic_errors[0][1] != 0:
+        while (await admin.create_topics([new])).topic_errors[0][1] != 0:
             await asyncio.sleep(0.02)
         while (await admin.describe_topics([topic]))[0]["error_code"] != 0:
             await asyncio.sleep(0.02)

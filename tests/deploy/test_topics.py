@@ -17,6 +17,7 @@ from schemas import limits
 from schemas.settings import BadSettings, TopicSettings, load
 from tests.conftest import KafkaTopics
 
+RIGHT = {"message.timestamp.type": "LogAppendTime"}  # all else of a broker's defaults is
 USER, PASSWORD = "stranger", "a-password"
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
 
@@ -71,12 +72,17 @@ async def test_a_topic_gets_the_partitions_it_lacks_and_keeps_those_it_has(
         ("max.message.bytes", "100000", f"{limits.RECORD_BYTES_MAX} or more"),
         ("retention.ms", "3600000", "604800000 or more"),
         ("retention.bytes", "1000000", "-1, because a size ends the time early"),
+        (
+            "message.timestamp.type",
+            "CreateTime",
+            "LogAppendTime, because an edge's own time would end the retention of what it sends late",
+        ),
     ],
 )
 async def test_a_setting_that_breaks_a_promise_is_refused_by_its_name(
     setting: str, held: str, must: str, kafka_url: str, kafka_topics: KafkaTopics, admin: AIOKafkaAdminClient
 ) -> None:
-    await admin.create_topics([NewTopic(kafka_topics.events, 2, 1, topic_configs={setting: held})])
+    await admin.create_topics([NewTopic(kafka_topics.events, 2, 1, topic_configs=RIGHT | {setting: held})])
     with pytest.raises(CannotStart) as refused:
         await ensure_topics(wanted(kafka_url, kafka_topics))
     assert str(refused.value) == f"topic {kafka_topics.events}: {setting} is {held}, has to be {must}"
@@ -86,7 +92,12 @@ async def test_a_setting_that_breaks_a_promise_is_refused_by_its_name(
 async def test_all_that_is_wrong_is_said_at_once(
     kafka_url: str, kafka_topics: KafkaTopics, admin: AIOKafkaAdminClient
 ) -> None:
-    await admin.create_topics([NewTopic(kafka_topics.events, 2, 1), NewTopic(kafka_topics.beats, 3, 1)])
+    await admin.create_topics(
+        [
+            NewTopic(kafka_topics.events, 2, 1, topic_configs=RIGHT),
+            NewTopic(kafka_topics.beats, 3, 1, topic_configs=RIGHT),
+        ]
+    )
     with pytest.raises(CannotStart) as refused:
         await ensure_topics(wanted(kafka_url, kafka_topics, kafka_replication=3, kafka_min_insync=2))
     assert sorted(str(refused.value).splitlines()) == sorted(

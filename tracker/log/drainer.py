@@ -110,7 +110,7 @@ class Drainer:
             out = await self._connected()
             groups = self._groups(lines, out.partitions)
             try:
-                offsets = await self._sent(out, groups, rows[-1].latest_ms)
+                offsets = await self._sent(out, groups)
                 break
             except TooLarge as refusal:
                 self._refuse(refusal)
@@ -131,10 +131,10 @@ class Drainer:
             groups[partition_of(row[0], partitions)] += [event for event in row if len(event) < self._refused_from]
         return {partition: group for partition, group in groups.items() if group}
 
-    async def _sent(self, out: KafkaOut, groups: Mapping[int, Sequence[bytes]], at_ms: int) -> dict[int, int]:
+    async def _sent(self, out: KafkaOut, groups: Mapping[int, Sequence[bytes]]) -> dict[int, int]:
         try:
             async with asyncio.timeout(limits.DRAIN_WAIT_S):
-                offsets = await out.send(groups, at_ms, self._portion.bytes_max)
+                offsets = await out.send(groups, self._portion.bytes_max)
                 await out.verify()
         except TimeoutError:
             raise LogFailed("Kafka did not acknowledge in time") from None
@@ -179,12 +179,12 @@ class Drainer:
         """Whatever an incarnation had acknowledged lies before a record written now."""
         out, now = await self._connected(), wall_ms()
         probe = events.encode(Probe(v=1, edge=meta.edge, at_ms=now))
-        offsets = await self._sent(out, {partition: [probe] for partition in range(out.partitions)}, now)
+        offsets = await self._sent(out, {partition: [probe] for partition in range(out.partitions)})
         beat = Beat(
             v=1, edge=meta.edge, incarnation=meta.incarnation, state="closed", at_ms=now, complete_to_ms=now,
             acked=[(out.source, partition, offset) for partition, offset in offsets.items()],
         )  # fmt: skip
-        await out.send_beats([events.encode(beat)], now)
+        await out.send_beats([events.encode(beat)])
         self._tell_closed(meta.incarnation)
         log.warning("closed_for_a_killed_edge", edge=meta.edge, incarnation=meta.incarnation)
 

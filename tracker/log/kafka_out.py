@@ -89,14 +89,14 @@ class KafkaOut:
             raise LogFailed(f"topic {self._events} is gone")
         return len(known)
 
-    async def send(self, groups: Mapping[int, Sequence[bytes]], at_ms: int, bytes_max: int) -> dict[int, int]:
+    async def send(self, groups: Mapping[int, Sequence[bytes]], bytes_max: int) -> dict[int, int]:
         """Deliver events, by partition, in batches of at most `bytes_max`; answers the last offset of each partition
         when all is acknowledged. Raises LogFailed, TooLarge."""
-        return await self._deliver(self._events, groups, at_ms, bytes_max)
+        return await self._deliver(self._events, groups, bytes_max)
 
-    async def send_beats(self, beats: Sequence[bytes], at_ms: int) -> None:
+    async def send_beats(self, beats: Sequence[bytes]) -> None:
         """Deliver beats, in order. Raises LogFailed."""
-        await self._deliver(self._beats, {0: beats}, at_ms, limits.BATCH_BYTES_MAX)
+        await self._deliver(self._beats, {0: beats}, limits.BATCH_BYTES_MAX)
 
     async def verify(self) -> None:
         """Raises LogFailed when one of the topics is not the one that was found at the start: what was acknowledged
@@ -125,15 +125,13 @@ class KafkaOut:
             raise LogFailed(f"no such topic: {', '.join(missing)}; `clickdam migrate` makes them")
         return found
 
-    async def _deliver(
-        self, topic: str, groups: Mapping[int, Sequence[bytes]], at_ms: int, bytes_max: int
-    ) -> dict[int, int]:
+    async def _deliver(self, topic: str, groups: Mapping[int, Sequence[bytes]], bytes_max: int) -> dict[int, int]:
         sent: list[tuple[int, Sequence[bytes], asyncio.Future[RecordMetadata]]] = []
         try:
             with self._in_our_words():
                 for partition, events in groups.items():
                     for piece in pieces(events, bytes_max):
-                        future = await self._producer.send_batch(self._batch(piece, at_ms), topic, partition=partition)
+                        future = await self._producer.send_batch(self._batch(piece), topic, partition=partition)
                         sent.append((partition, piece, future))
                 for partition, piece, future in sent:
                     self._acknowledged(topic, partition, (await _taken(piece, future)).offset, len(piece))
@@ -142,10 +140,10 @@ class KafkaOut:
                 future.cancel()  # of those that nobody waits for any more: their failure is told to nobody
         return {partition: self._last[topic, partition] for partition in groups}
 
-    def _batch(self, events: Sequence[bytes], at_ms: int) -> Any:
+    def _batch(self, events: Sequence[bytes]) -> Any:
         batch = self._producer.create_batch()
         for event in events:
-            if batch.append(timestamp=at_ms, key=None, value=event) is None:
+            if batch.append(timestamp=None, key=None, value=event) is None:  # the broker puts its own time
                 raise LogFailed(f"{len(events)} events are more than a batch holds")
         batch.close()
         return batch

@@ -123,7 +123,7 @@ class Ladder:
         try:
             async with asyncio.timeout(rest_s):
                 partition = partition_of(batch.events[0], out.partitions)
-                offsets = await out.send({partition: batch.events}, batch.latest_ms, self._portion.bytes_max)
+                offsets = await out.send({partition: batch.events}, self._portion.bytes_max)
         except TimeoutError:
             self._open_circuit("not acknowledged in time")
         except TooLarge as refusal:
@@ -192,16 +192,15 @@ class Ladder:
             raise LogFailed("there is no producer")
         if told:
             async with _bounded():
-                await self._out.send_beats([events.encode(beat) for beat in told], wall_ms())
+                await self._out.send_beats([events.encode(beat) for beat in told])
             self._unheard = [beat for beat in self._unheard if beat not in told]
 
     async def _probed(self, out: KafkaOut) -> float:
-        now = wall_ms()
-        probe = events.encode(Probe(v=1, edge=self._edge, at_ms=now))
+        probe = events.encode(Probe(v=1, edge=self._edge, at_ms=wall_ms()))
         began = time.monotonic()
         async with _bounded():
             probes = {partition: [probe] for partition in range(out.partitions)}
-            self.note(out.source, await out.send(probes, now, self._portion.bytes_max))
+            self.note(out.source, await out.send(probes, self._portion.bytes_max))
         return time.monotonic() - began
 
     async def _abandon(self, error: LogFailed) -> None:

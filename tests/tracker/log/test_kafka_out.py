@@ -16,7 +16,6 @@ from schemas.settings import LogSettings
 from tracker.log.kafka_out import KafkaOut, Portion, TooLarge, partition_of, pieces
 from tracker.log.recorder import LogFailed
 
-AT = 1_795_400_000_000
 ALL = 10**6
 
 
@@ -37,9 +36,9 @@ async def producer(settings: LogSettings) -> AsyncIterator[KafkaOut]:
 
 async def test_what_is_acknowledged_is_there_one_record_an_event(kafka_log: LogSettings) -> None:
     async with producer(kafka_log) as out:
-        assert await out.send({0: [b"a", b"b"], 3: [b"c"]}, AT, ALL) == {0: 1, 3: 0}
-        assert await out.send({0: [b"d"]}, AT, ALL) == {0: 2}
-        await out.send_beats([b"beat"], AT)
+        assert await out.send({0: [b"a", b"b"], 3: [b"c"]}, ALL) == {0: 1, 3: 0}
+        assert await out.send({0: [b"d"]}, ALL) == {0: 2}
+        await out.send_beats([b"beat"])
     found = await topics.read(kafka_log, kafka_log.kafka_events_topic)
     assert found == [(0, 0, b"a"), (0, 1, b"b"), (0, 2, b"d"), (3, 0, b"c")]
     assert await topics.read(kafka_log, kafka_log.kafka_beats_topic) == [(0, 0, b"beat")]
@@ -56,7 +55,7 @@ async def test_a_source_is_the_topic_with_the_id_that_the_broker_gave_it(kafka_l
 async def test_more_than_one_batch_is_delivered_in_order(kafka_log: LogSettings) -> None:
     events = [b"%04d" % n * 25 for n in range(1_000)]
     async with producer(kafka_log) as out:
-        assert await out.send({1: events}, AT, 20_000) == {1: 999}
+        assert await out.send({1: events}, 20_000) == {1: 999}
     assert [value for _, _, value in await topics.read(kafka_log, kafka_log.kafka_events_topic)] == events
 
 
@@ -76,15 +75,15 @@ async def test_a_batch_refused_for_its_size_is_named_and_ends_the_producer(kafka
     large = [os.urandom(200).hex().encode() for _ in range(100)]
     await topics.allow(kafka_log, 5_000)
     async with producer(kafka_log) as out:
-        await out.send({0: [b"first"]}, AT, ALL)
+        await out.send({0: [b"first"]}, ALL)
         with pytest.raises(TooLarge) as refusal:
-            await out.send({0: large, 1: [b"small"]}, AT, ALL)
+            await out.send({0: large, 1: [b"small"]}, ALL)
         assert refusal.value.events == large
         assert out.spent
         with pytest.raises(LogFailed):  # its numbering has a gap that the broker does not forgive
-            await out.send({0: [b"next"]}, AT, ALL)
+            await out.send({0: [b"next"]}, ALL)
     async with producer(kafka_log) as out:
-        await out.send({0: large}, AT, 4_000)
+        await out.send({0: large}, 4_000)
     assert await topics.values(kafka_log) == [b"first", *large, b"small"]
 
 
@@ -104,12 +103,12 @@ async def test_new_partitions_are_noticed(kafka_log: LogSettings, monkeypatch: p
             while out.partitions != 7:
                 await asyncio.sleep(0.05)
         async with asyncio.timeout(20):
-            await out.send({6: [b"new"]}, AT, ALL)
+            await out.send({6: [b"new"]}, ALL)
 
 
 async def test_a_topic_deleted_and_made_again_is_another_one(kafka_log: LogSettings) -> None:
     async with producer(kafka_log) as out:
-        await out.send({0: [b"old"] * 5}, AT, ALL)
+        await out.send({0: [b"old"] * 5}, ALL)
         await topics.delete(kafka_log)
         await topics.make_again(kafka_log)
         with pytest.raises(LogFailed):
@@ -117,12 +116,12 @@ async def test_a_topic_deleted_and_made_again_is_another_one(kafka_log: LogSetti
         assert out.spent
     async with producer(kafka_log) as again:
         assert again.source != out.source
-        assert await again.send({0: [b"new"]}, AT, ALL) == {0: 0}
+        assert await again.send({0: [b"new"]}, ALL) == {0: 0}
 
 
 async def test_an_acknowledgement_from_another_topic_of_that_name_is_a_failure(kafka_log: LogSettings) -> None:
     async with producer(kafka_log) as out:
-        await out.send({0: [b"old"] * 5}, AT, ALL)
+        await out.send({0: [b"old"] * 5}, ALL)
         await topics.delete(kafka_log)
         await topics.make_again(kafka_log)
         with pytest.raises(LogFailed):
@@ -132,7 +131,7 @@ async def test_an_acknowledgement_from_another_topic_of_that_name_is_a_failure(k
 
 async def send_for_ever(out: KafkaOut) -> None:
     while True:
-        await out.send({0: [b"new"]}, AT, ALL)
+        await out.send({0: [b"new"]}, ALL)
 
 
 async def test_a_broker_that_is_not_there_is_said_in_bounded_time(kafka_log: LogSettings) -> None:
@@ -149,12 +148,12 @@ async def test_nothing_is_left_of_a_producer_whose_broker_froze(kafka_broker: li
     loop.set_exception_handler(lambda _, context: said.append(context))
     try:
         async with producer(settings) as out:
-            await out.send({0: [b"before"]}, AT, ALL)
+            await out.send({0: [b"before"]}, ALL)
             os.kill(kafka_broker[0].pid, signal.SIGSTOP)
             for partition in (0, 0, 1):
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.05):
-                        await out.send({partition: [b"abandoned"]}, AT, ALL)
+                        await out.send({partition: [b"abandoned"]}, ALL)
             with pytest.raises(LogFailed):
                 await out.verify()
         began = time.monotonic()
@@ -168,7 +167,7 @@ async def test_nothing_is_left_of_a_producer_whose_broker_froze(kafka_broker: li
         loop.set_exception_handler(None)
     assert said == []
     async with producer(settings) as out:
-        await out.send({0: [b"after"]}, AT, ALL)
+        await out.send({0: [b"after"]}, ALL)
 
 
 def test_after_a_refusal_smaller_batches_are_sent_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
