@@ -15,7 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from loadtests.faults import drift, topics
 from loadtests.faults.journals import CONSUMED_S
-from schemas import events
+from schemas import events, limits
 from schemas.settings import AggregatorSettings
 
 
@@ -87,6 +87,7 @@ async def kafka_on_trial(
     producer = AIOKafkaProducer(
         bootstrap_servers=settings.kafka_servers, acks="all", linger_ms=5, max_batch_size=131_072,
         compression_type="zstd", enable_idempotence=True, request_timeout_ms=2_000,
+        max_request_size=limits.RECORD_BYTES_MAX,
     )  # fmt: skip
     await producer.start()
     try:

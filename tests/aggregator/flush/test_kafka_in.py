@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -96,6 +97,18 @@ async def test_what_cannot_be_applied_is_put_aside_with_its_place_and_its_bytes(
     assert letter["reason"].startswith("undecodable")
     assert letter["body"] == b"{not json"
     assert await count(log) == 20
+
+
+async def test_a_record_as_large_as_a_topic_takes_holds_nothing_up(log: KafkaOnTrial, database_url: str) -> None:
+    """It is larger than what is fetched of a partition at once."""
+    large = b"\x00" + random.Random(1).randbytes(limits.RECORD_BYTES_MAX - 200)
+    for partition in (0, 1):
+        await log.append([*clicks(500), large, *clicks(500)], partition)
+    async with consuming(log.settings):
+        await log.consumed()
+    assert await count(log) == 2_000
+    bodies = await fetch(database_url, "SELECT body FROM dead_letter")
+    assert [row["body"] for row in bodies] == [large[: limits.DEAD_BYTES_MAX]] * 2
 
 
 async def test_a_topic_is_begun_with_the_first_record_there_is(log: KafkaOnTrial) -> None:
