@@ -7,14 +7,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from deploy.run.children import CannotStart
 from schemas import journal
 from schemas.settings import LogSettings
 from tracker.log.on_kafka import drain_slot, left_in
 from tracker.log.recorder import LogFailed
+from tracker.log.spool import is_journal
 
 
 async def drain(settings: LogSettings, folder: Path, console: Console) -> bool:
-    """Send every slot of a spool's folder, say what became of each; answers whether nothing is left."""
+    """Send every slot of a spool's folder, say what became of each; answers whether nothing is left. Raises CannotStart
+    for a folder that is no spool."""
+    if not journal.slots(folder):
+        raise CannotStart(f"{folder} is no spool: there is no folder edge-0 in it")
+    if is_journal(folder):
+        raise CannotStart(f"{folder} is a journal and no spool: an aggregator reads it")
     slots = left_in(folder)
     if not slots:
         console.print(f"nothing is left in {folder}", markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from schemas import limits
 from schemas.settings import PREFIX, AggregatorSettings, ApiSettings, EdgeSettings
 from tracker.log.on_journal import close_abandoned
 from tracker.log.on_kafka import drain_abandoned
+from tracker.log.spool import is_journal
 
 log = structlog.get_logger()
 
@@ -77,6 +78,8 @@ def _make_folder(settings: EdgeSettings) -> None:
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise CannotStart(f"{PREFIX}{variable}: cannot write there: {why}") from None
+    if settings.is_kafka and is_journal(folder):
+        raise CannotStart(f"{PREFIX}{variable}: is a journal, and would be sent to Kafka and removed")
 
 
 def _worker(settings: EdgeSettings, slot: int, listening: socket.socket, folder: Path) -> Worker:

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import msgspec
 import structlog
 
-from schemas import journal, limits
+from schemas import events, journal, limits
+from schemas.events import Beat
 from schemas.journal import Row, Segment, SegmentMeta
 from schemas.outcomes import Outcome
 from tracker.log.journal_out import JournalLog
@@ -46,7 +48,8 @@ class Spool(JournalLog):
             latest_ms = 0
         if self.segments():
             self.unsent.set()
-            self._left_ms = _first_ms(self.segments())
+            first = _first_row(self.segments())
+            self._left_ms = first.latest_ms if first else None
         self._count_others()
         return latest_ms
 
@@ -178,12 +181,25 @@ class Spool(JournalLog):
         self.size_bytes = self._others_bytes + (journal.size_bytes(self.current) if self.current else 0)
 
 
-def _first_ms(segments: list[Path]) -> int | None:
-    """The time of the first row that can be read."""
+def is_journal(folder: Path) -> bool:
+    """Whether a folder holds a log of its own. The files are the same, but a journal has beats among its events."""
+    firsts = [_first_row(journal.segments(journal.slot_folder(folder, slot))) for slot in journal.slots(folder)]
+    return any(row is not None and _is_beat(row.body.partition(b"\n")[0]) for row in firsts)
+
+
+def _is_beat(event: bytes) -> bool:
+    try:
+        return isinstance(events.decode(event), Beat)
+    except msgspec.DecodeError:
+        return False
+
+
+def _first_row(segments: list[Path]) -> Row | None:
+    """The first row that can be read."""
     for path in segments:
         with contextlib.suppress(journal.Unreadable), journal.reading(path) as segment:
             if segment.meta() and (rows := segment.rows(journal.FIRST_OFFSET, 1)):
-                return rows[0].latest_ms
+                return rows[0]
     return None
 
 
