@@ -23,12 +23,14 @@ async def running(name: str, work: Coroutine[Any, Any, None]) -> AsyncIterator[N
     try:
         yield
     finally:
+        task.remove_done_callback(_end_worker_if_dead)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
 
 def _end_worker_if_dead(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("background_task_died", task=task.get_name(), error=type(task.exception()).__name__)
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()  # one that a library let out of its own
+    if error is not None:
+        log.critical("background_task_died", task=task.get_name(), error=type(error).__name__)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,10 @@ async def die() -> None:
     raise ZeroDivisionError
 
 
+async def be_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
 async def last() -> None:
     await asyncio.Event().wait()
 
@@ -39,6 +43,11 @@ async def leave(work: AbstractAsyncContextManager[None]) -> None:
 async def test_a_task_that_dies_ends_the_worker_and_says_why_when_it_is_left(terminated: list[int]) -> None:
     with pytest.raises(ZeroDivisionError):
         await leave(running("doomed", die()))
+    assert terminated == [signal.SIGTERM]
+
+
+async def test_a_task_that_somebody_else_has_cancelled_ends_the_worker_too(terminated: list[int]) -> None:
+    await leave(running("doomed", be_cancelled()))
     assert terminated == [signal.SIGTERM]
 
 

@@ -96,6 +96,8 @@ async def drain_abandoned(settings: EdgeSettings, workers: int) -> None:
                 await drain_slot(settings, settings.spool_folder, slot)
             except (journal.SlotTaken, journal.Unreadable, LogFailed, OSError) as error:
                 log.warning("slot_not_drained", slot=slot, error=str(error))
+            except Exception:
+                log.exception("draining_crashed", slot=slot)  # a supervisor lives on, and tries again
         await asyncio.sleep(limits.ABANDONED_RETRY_S)
 
 
