@@ -141,8 +141,8 @@ class Drainer:
         return offsets
 
     def _refuse(self, refusal: TooLarge) -> None:
+        self._portion.refused(refusal.events)
         if len(refusal.events) > 1:
-            self._portion.halve()
             return
         self._refused_from = len(refusal.events[0])
         self._spool.refused_events += 1

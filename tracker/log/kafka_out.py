@@ -39,7 +39,7 @@ def partition_of(first: bytes, partitions: int) -> int:
 
 
 class Portion:
-    """How many bytes are sent as one batch: half after the broker refused a batch, doubled again after a while."""
+    """How many bytes are sent as one batch: half of what the broker refused, doubled again after a while."""
 
     def __init__(self) -> None:
         self._bytes_max = 2 * limits.BATCH_BYTES_MAX
@@ -52,8 +52,10 @@ class Portion:
             self._bytes_max, self._changed = 2 * self._bytes_max, now
         return self._bytes_max
 
-    def halve(self) -> None:
-        self._bytes_max, self._changed = max(1, self._bytes_max // 2), time.monotonic()
+    def refused(self, events: Sequence[bytes]) -> None:
+        """These were too large together. One that was alone says nothing of the others."""
+        if len(events) > 1:
+            self._bytes_max, self._changed = sum(map(len, events)) // 2, time.monotonic()
 
 
 class KafkaOut:

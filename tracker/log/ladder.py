@@ -127,7 +127,7 @@ class Ladder:
         except TimeoutError:
             self._open_circuit("not acknowledged in time")
         except TooLarge as refusal:
-            self._portion.halve()
+            self._portion.refused(refusal.events)
             self._open_circuit(str(refusal))
         except LogFailed as error:
             self._open_circuit(str(error))

@@ -174,9 +174,10 @@ def test_after_a_refusal_smaller_batches_are_sent_for_a_while(monkeypatch: pytes
     portion = Portion()
     usual = portion.bytes_max
     assert usual > limits.BATCH_BYTES_MAX
-    for _ in range(40):
-        portion.halve()
-    assert portion.bytes_max == 1
+    portion.refused([b"x" * 10**6])
+    assert portion.bytes_max == usual, "others may still go together"
+    portion.refused([b"x" * 1_000, b"y" * 3_000])
+    assert portion.bytes_max == 2_000
     monkeypatch.setattr(limits, "PORTION_DOUBLED_S", 0.0)
     seen = []
     for _ in range(40):
