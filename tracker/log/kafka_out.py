@@ -42,14 +42,14 @@ class Portion:
     """How many bytes are sent as one batch: half of what the broker refused, doubled again after a while."""
 
     def __init__(self) -> None:
-        self._bytes_max = 2 * limits.BATCH_BYTES_MAX
+        self._bytes_max = self._usual = 2 * limits.BATCH_BYTES_MAX
         self._changed = 0.0
 
     @property
     def bytes_max(self) -> int:
         now = time.monotonic()
-        if self._bytes_max < 2 * limits.BATCH_BYTES_MAX and now > self._changed + limits.PORTION_DOUBLED_S:
-            self._bytes_max, self._changed = 2 * self._bytes_max, now
+        if self._bytes_max < self._usual and now > self._changed + limits.PORTION_DOUBLED_S:
+            self._bytes_max, self._changed = min(2 * self._bytes_max, self._usual), now
         return self._bytes_max
 
     def refused(self, events: Sequence[bytes]) -> None:
