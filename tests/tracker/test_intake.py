@@ -118,6 +118,7 @@ def test_zero_is_an_amount() -> None:
         (a_click(ClickClass.TEST), "click_never_earns"),
         (a_click(ClickClass.UNCOUNTED), "click_never_earns"),
     ],
+    ids=lambda value: value if len(value) < 20 else "an id",  # a fresh id would name the test anew each time
 )
 def test_a_click_id_that_cannot_earn_is_refused_with_its_reason(text: str, code: str) -> None:
     with pytest.raises(Refused) as refusal:
