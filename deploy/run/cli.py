@@ -123,10 +123,15 @@ def edge_worker(
     slot: Annotated[int, typer.Option()], fd: Annotated[int, typer.Option()], admin: Annotated[Path, typer.Option()]
 ) -> None:
     """One process of the edge, started by its supervisor."""
+    from schemas.journal import SlotTaken  # noqa: PLC0415
     from tracker.app import serve  # noqa: PLC0415
+    from tracker.log.recorder import LogFailed  # noqa: PLC0415
 
     settings = load(EdgeSettings)
-    _serve(f"edge-worker-{slot}", serve(settings, slot, inherited(fd), admin))
+    try:
+        _serve(f"edge-worker-{slot}", serve(settings, slot, inherited(fd), admin))
+    except (SlotTaken, LogFailed) as error:
+        raise CannotStart(f"worker {slot}: {error}") from error
 
 
 @app.command()

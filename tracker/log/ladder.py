@@ -102,7 +102,7 @@ class Ladder:
             goodbye = compose()
             await self._out.verify()
             await self._tell([goodbye])
-            await self.spool.discard()
+            await self.spool.discard(goodbye.incarnation)
         except LogFailed as error:
             log.warning("left_for_the_next_in_the_slot", error=str(error))
             return

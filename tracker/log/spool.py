@@ -119,9 +119,9 @@ class Spool(JournalLog):
         self.unsent.clear()
         return True
 
-    async def discard(self) -> None:
-        """Remove the prepared segment: the incarnation has closed, nothing of it is left."""
-        await self._in_thread(self._discard)
+    async def discard(self, incarnation: str) -> None:
+        """Remove the mark of an incarnation that has closed: nothing of it is left. Another's mark stays."""
+        await self._in_thread(self._discard, incarnation)
 
     def _prepare(self) -> None:
         try:
@@ -168,10 +168,10 @@ class Spool(JournalLog):
     def _last_offset(self, segment: Segment) -> int:
         return next((offset for source, _, offset in self._acked if source == segment.meta.source), 0)
 
-    def _discard(self) -> None:
-        if self._segment:
+    def _discard(self, incarnation: str) -> None:
+        if self._segment and self._segment.meta.incarnation == incarnation:
             self._segment.discard()
-        self._segment = None
+            self._segment = None
 
     def _count_others(self) -> None:
         self._others_bytes = sum(journal.size_bytes(path) for path in self.segments() if path != self.current)

@@ -226,6 +226,8 @@ async def test_a_folder_that_cannot_be_written_fails_each_write_until_it_can(spo
 
 
 async def test_the_mark_goes_with_the_incarnation(spool: Spool, tmp_path: Path) -> None:
-    await spool.discard()
+    await spool.discard("one whose mark could not be made")
+    assert incarnations(spool) == ["first"]
+    await spool.discard("first")
     assert spool.segments() == []
     assert journal.slots(tmp_path) == [0]
