@@ -20,6 +20,7 @@ from schemas.settings import AggregatorSettings
 
 log = structlog.get_logger()
 
+_NO_PARTITION = TopicPartition("", 0)
 _leaving: set[asyncio.Task[None]] = set()  # members that could not leave in time; they end by their own timeouts
 
 
@@ -82,10 +83,12 @@ class Member(ConsumerRebalanceListener):
         return list(found.get(partition, []))
 
     async def wait(self) -> None:
-        """For a moment, while there is nothing to fetch. Raises KafkaError when there will never be."""
+        """For a moment, while there is nothing to fetch; it counts as reading, or the group would take us for idle.
+        Raises KafkaError when there will never be."""
         if self._waiting is None or self._waiting.done():
+            # of no partition, because one that nobody has sought may have no place in aiokafka's own books, and raises;
             # until something is assigned; not cancelled, because aiokafka would take it for reading from then on
-            self._waiting = asyncio.create_task(self._consumer.getmany(max_records=1))
+            self._waiting = asyncio.create_task(self._consumer.getmany(_NO_PARTITION))
         done, _ = await asyncio.wait({self._waiting}, timeout=limits.CONSUMER_POLL_S)
         if done:
             self._waiting.result()

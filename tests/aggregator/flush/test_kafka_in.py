@@ -351,6 +351,22 @@ async def test_a_topic_made_again_while_nobody_looked_is_not_taken_for_the_forme
         assert await count(log) == 500
 
 
+async def test_a_consumer_all_of_whose_partitions_stand_still_stays_in_the_group(log: KafkaOnTrial) -> None:
+    """Kafka has no offset of ours for a topic that was made again, and leaving would hold up all the others."""
+    await log.append(clicks(100))
+    async with consuming(log.settings):
+        await log.consumed()
+    await topics.delete(log.settings)
+    await topics.make_again(log.settings, 2)
+    with capture_logs() as logs:
+        async with consuming(log.settings), consuming(log.settings):
+            await becomes(lambda: stopped(log))
+            await becomes(lambda: sizes(logs), [1, 2])
+            await asyncio.sleep(4)
+            assert await sizes(logs) == [1, 2]
+    assert [line["reason"] for line in logs if line["event"] == "consumer_given_up"] == []
+
+
 async def test_a_batch_of_a_topic_that_was_made_again_is_not_handed_out(log: KafkaOnTrial) -> None:
     """Its offsets follow the former ones exactly; only the id tells."""
     await log.append(clicks(100))
