@@ -106,7 +106,7 @@ def _refusals(topic: str, found: _Found, settings: TopicSettings) -> list[str]:
     fewest = min(found.replicas.values())
     lines = [
         f"topic {topic}: {rule.setting} is {found.settings.get(rule.setting)}, has to be {rule.must}"
-        for rule in _rules(settings)
+        for rule in _rules(settings, fewest)
         if not rule.holds(found.settings.get(rule.setting, ""))
     ]
     if fewest < settings.kafka_replication:
@@ -116,23 +116,39 @@ def _refusals(topic: str, found: _Found, settings: TopicSettings) -> list[str]:
     return lines
 
 
-def _rules(settings: TopicSettings) -> list[_Rule]:
+def _rules(settings: TopicSettings, replicas: int) -> list[_Rule]:
     insync, retention_ms = settings.kafka_min_insync, settings.kafka_retention_h * _HOUR_MS
     return [
         _Rule("cleanup.policy", "delete", lambda held: held == "delete"),
-        _Rule("min.insync.replicas", f"{insync} or more", lambda held: int(held) >= insync),
+        _Rule("min.insync.replicas", f"{insync} or more", lambda held: _number(held) >= insync),
+        _Rule(
+            "min.insync.replicas",
+            f"{replicas} or less, as many as there are replicas",
+            lambda held: _number(held) <= replicas,
+        ),
         _Rule("unclean.leader.election.enable", "false", lambda held: held == "false"),
         _Rule(
-            "max.message.bytes", f"{limits.RECORD_BYTES_MAX} or more", lambda held: int(held) >= limits.RECORD_BYTES_MAX
+            "max.message.bytes",
+            f"{limits.RECORD_BYTES_MAX} or more",
+            lambda held: _number(held) >= limits.RECORD_BYTES_MAX,
         ),
-        _Rule("retention.ms", f"{retention_ms} or more", lambda held: int(held) == -1 or int(held) >= retention_ms),
+        _Rule(
+            "retention.ms",
+            f"{retention_ms} or more",
+            lambda held: held == "-1" or _number(held) >= retention_ms,
+        ),
         _Rule(
             "message.timestamp.type",
             "LogAppendTime, because an edge's own time would end the retention of what it sends late",
             lambda held: held == "LogAppendTime",
         ),
-        _Rule("retention.bytes", "-1, because a size ends the time early", lambda held: int(held) == -1),
+        _Rule("retention.bytes", "-1, because a size ends the time early", lambda held: held == "-1"),
     ]
+
+
+def _number(held: str) -> int:
+    """-1 for what a broker does not say."""
+    return int(held or -1)
 
 
 def _settings_of_new(settings: TopicSettings) -> dict[str, str]:

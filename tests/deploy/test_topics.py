@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.run import kafka
 from deploy.run.children import CannotStart, free_port
-from deploy.run.topics import ensure_topics
+from deploy.run.topics import _Found, _refusals, ensure_topics
 from schemas import limits
 from schemas.settings import BadSettings, TopicSettings, load
 from tests.conftest import KafkaTopics
@@ -68,6 +68,7 @@ async def test_a_topic_gets_the_partitions_it_lacks_and_keeps_those_it_has(
     [
         ("cleanup.policy", "compact", "delete"),
         ("cleanup.policy", "compact,delete", "delete"),
+        ("min.insync.replicas", "2", "1 or less, as many as there are replicas"),
         ("unclean.leader.election.enable", "true", "false"),
         ("max.message.bytes", "100000", f"{limits.RECORD_BYTES_MAX} or more"),
         ("retention.ms", "3600000", "604800000 or more"),
@@ -87,6 +88,23 @@ async def test_a_setting_that_breaks_a_promise_is_refused_by_its_name(
         await ensure_topics(wanted(kafka_url, kafka_topics))
     assert str(refused.value) == f"topic {kafka_topics.events}: {setting} is {held}, has to be {must}"
     assert kafka_topics.beats not in await admin.list_topics()
+
+
+def test_what_a_broker_does_not_say_is_refused_by_its_name() -> None:
+    """Some that speak Kafka's protocol have other settings than Apache Kafka."""
+    refusals = _refusals("t", _Found({0: 3}, {}), TopicSettings(log_url="kafka://b:1"))
+    assert [line.split(",")[0] for line in refusals] == [
+        f"topic t: {setting} is None"
+        for setting in (
+            "cleanup.policy",
+            "min.insync.replicas",
+            "unclean.leader.election.enable",
+            "max.message.bytes",
+            "retention.ms",
+            "message.timestamp.type",
+            "retention.bytes",
+        )
+    ]
 
 
 async def test_all_that_is_wrong_is_said_at_once(
