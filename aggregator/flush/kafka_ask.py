@@ -22,6 +22,7 @@ Place = tuple[str, int]  # topic, partition
 _EARLIEST, _END = -2, -1  # in place of a time
 _ANY_REPLICA = -1
 _READ_UNCOMMITTED = 0
+_ONE_BATCH = 1  # byte at most, which a broker exceeds for the first batch: all partitions are asked at the same time
 
 
 class Asker:
@@ -52,8 +53,7 @@ class Asker:
     async def record(self, place: Place, leader: Leader, offset: int) -> bytes | None:
         """The record at an offset, None when there is none. Raises KafkaError."""
         topic, partition = place
-        wanted = [(topic, [(partition, offset, limits.RECORD_BYTES_MAX)])]
-        request = FetchRequest(0, 1, limits.RECORD_BYTES_MAX, _READ_UNCOMMITTED, wanted)
+        request = FetchRequest(0, 1, _ONE_BATCH, _READ_UNCOMMITTED, [(topic, [(partition, offset, _ONE_BATCH)])])
         response = await (await self._found()).send(leader.node, request)
         ((_, ((_, code, *_, packed),)),) = response.topics
         if code:

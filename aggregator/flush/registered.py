@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import structlog
 
+from aggregator.db.instants import LATEST_MS
 from aggregator.flush import metrics
 from aggregator.flush.batch import Begun
 from schemas import redis, redis_keys
@@ -14,8 +17,10 @@ log = structlog.get_logger()
 
 
 class _Registration(msgspec.Struct):
-    edge: str
-    at_ms: int
+    """What Postgres would refuse is refused here: there it would spoil each beat that it comes with."""
+
+    edge: Annotated[str, msgspec.Meta(pattern=r"\A[^\x00]*\Z")]
+    at_ms: Annotated[int, msgspec.Meta(ge=0, le=LATEST_MS)]
 
 
 async def registered(client: Redis) -> list[Begun] | None:

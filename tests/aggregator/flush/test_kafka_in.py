@@ -18,6 +18,7 @@ from aggregator.db.connect import connected
 from aggregator.flush import metrics
 from aggregator.flush.batch import Batch, Begun, Moved
 from aggregator.flush.fence import change_positions, positions
+from aggregator.flush.kafka_ask import Asker
 from aggregator.flush.kafka_in import KafkaReader
 from deploy.run import kafka, servers
 from deploy.run.children import free_port
@@ -203,7 +204,11 @@ async def test_beats_carry_the_edges_that_have_registered_in_redis_and_where_the
     assert (others.begun, others.end) == ([], None)
 
 
-@pytest.mark.parametrize("held", [b"{}", b"no json", None], ids=["too little", "nonsense", "redis away"])
+@pytest.mark.parametrize(
+    "held",
+    [b"{}", b"no json", b'{"edge": "e", "at_ms": 99999999999999999}', b'{"edge": "\\u0000", "at_ms": 1}', None],
+    ids=["too little", "nonsense", "no time", "no name", "redis away"],
+)
 async def test_beats_promise_nothing_when_registrations_cannot_be_known(
     held: bytes | None, log: KafkaOnTrial, redis_url: str
 ) -> None:
@@ -230,6 +235,30 @@ async def test_a_read_that_is_cancelled_loses_nothing(log: KafkaOnTrial) -> None
             await asyncio.gather(ahead, return_exceptions=True)
         (again,) = await batches(reader, log, 1)
     assert (again.first, len(again.records)) == (0, 100)
+
+
+async def test_to_see_one_record_no_more_than_its_batch_is_fetched(log: KafkaOnTrial) -> None:
+    """Of all partitions at once, with the whole backlog behind the record."""
+    name = log.settings.kafka_events_topic
+    bodies = [random.Random(n).randbytes(60_000) for n in range(12)]
+    for body in bodies:
+        await log.append([body])
+    asker = Asker(log.settings)
+    try:
+        leader = (await asker.topics([name]))[name].leaders[0]
+        client = await asker._found()
+        send, sizes = client.send, []
+
+        async def measured(*asked: Any) -> Any:
+            answer = await send(*asked)
+            sizes.append(len(answer.topics[0][1][0][-1]))
+            return answer
+
+        client.send = measured
+        assert await asker.record((name, 0), leader, 3) == bodies[3]
+        assert max(sizes) < 70_000
+    finally:
+        await asker.close()
 
 
 # What stops a partition
