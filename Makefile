@@ -25,8 +25,9 @@ lint: $(READY) ## format, lint, types and the laws of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# two at once, a file each: most tests wait for something most of the time
 test: lint ## lint, then the whole test suite against real servers
-	$(BIN)/pytest -m "not long" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 faults: $(READY) ## the long fault runs, with their strict bounds
 	$(BIN)/pytest -s -m long $(ARGS)
