@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import NewTopic, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
-from loadtests.faults.broken import EVENTS, TOPICS, Broken, broken
+from loadtests.faults.broken import BEATS, EVENTS, TOPICS, Broken, broken
 from loadtests.faults.ridden import holds, note, ride_out
 from loadtests.faults.traffic import complete_now, connected, verdict, visited, watched
 
@@ -90,20 +90,21 @@ async def test_offsets_that_retention_took_stop_their_partition_by_name_until_an
     note("retention overtook a stopped aggregator", heard, found, said="when resumed")
 
 
+@pytest.mark.parametrize(("topic", "partitions"), [(EVENTS, int(TOPICS["kafka_partitions"])), (BEATS, 1)])
 @pytest.mark.parametrize("long", LENGTHS)
 async def test_a_topic_made_again_stops_by_name_until_an_operator_acts_and_loses_nothing_after(
-    whole: Broken, long: bool
+    whole: Broken, long: bool, topic: str, partitions: int
 ) -> None:
     house = whole.house
     await complete_now(house)
     async with whole.admin() as admin:
-        await admin.delete_topics([EVENTS])
+        await admin.delete_topics([topic])
         async with visited(house) as heard:
             await asyncio.sleep(10 if long else 1)
-            await made_again(whole, NewTopic(EVENTS, int(TOPICS["kafka_partitions"]), 1))
-            stopped = await stopped_partitions(whole, int(TOPICS["kafka_partitions"]))
+            await made_again(whole, NewTopic(topic, partitions, 1))
+            stopped = await stopped_partitions(whole, partitions)
             print(f"stopped: {stopped[0]['stopped']}")
-            assert all(row["source"].startswith(f"{EVENTS}@") for row in stopped)
+            assert all(row["source"].startswith(f"{topic}@") for row in stopped)
             promised = await complete_through(whole)
             await asyncio.sleep(2)
             assert await complete_through(whole) == promised
@@ -112,7 +113,7 @@ async def test_a_topic_made_again_stops_by_name_until_an_operator_acts_and_loses
     found = await verdict(house, heard, gone=True)
     assert set(heard.statuses) == {302}
     assert found.missing == found.missing_orders == found.drift == 0
-    note("topic made again", heard, found, said="when resumed")
+    note(f"topic {topic} made again", heard, found, said="when resumed")
 
 
 async def made_again(of: Broken, topic: NewTopic) -> None:
