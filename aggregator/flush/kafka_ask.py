@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import CorruptRecordException, KafkaError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.record.memory_records import MemoryRecords
@@ -51,14 +51,17 @@ class Asker:
         return (await _offsets(await self._found(), {place: leader}, _END)).get(place)
 
     async def record(self, place: Place, leader: Leader, offset: int) -> bytes | None:
-        """The record at an offset, None when there is none. Raises KafkaError."""
+        """The record at an offset, None when there is none that can be read. Raises KafkaError."""
         topic, partition = place
         request = FetchRequest(0, 1, _ONE_BATCH, _READ_UNCOMMITTED, [(topic, [(partition, offset, _ONE_BATCH)])])
         response = await (await self._found()).send(leader.node, request)
         ((_, ((_, code, *_, packed),)),) = response.topics
-        if code:
-            raise for_code(code)(topic)
-        return _value_at(MemoryRecords(packed), offset)
+        try:
+            if code:
+                raise for_code(code)(topic)
+            return _value_at(MemoryRecords(packed), offset)
+        except CorruptRecordException:
+            return None
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -101,6 +104,8 @@ async def _offsets_at(
 def _value_at(records: Any, offset: int) -> bytes | None:
     while records.has_next():
         batch = records.next_batch()
+        if not batch.validate_crc():
+            raise CorruptRecordException
         for record in () if batch.is_control_batch else batch:
             if record.offset == offset:
                 return record.value or b""

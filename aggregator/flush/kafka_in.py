@@ -162,7 +162,8 @@ class KafkaReader:
             return [change] if change else []
         try:
             before = await self._asker.record(one.partition, one.leader, at - 1)
-        except KafkaError:
+        except KafkaError as error:
+            log.warning("partition_waits", topic=one.partition.topic, partition=number, error=repr(error))
             return None
         change = changed_before(one.source, number, one.position, before)
         return [change] if change else []
@@ -331,5 +332,5 @@ def _show(member: Member, found: Iterable[_Found]) -> None:
     metrics.STOPPED.clear()
     for one in found:
         labels = one.partition.topic, one.partition.partition
-        metrics.LAG.labels(*labels).set(one.held.end - max(one.position.next, one.held.earliest))
+        metrics.LAG.labels(*labels).set(max(0, one.held.end - max(one.position.next, one.held.earliest)))
         metrics.STOPPED.labels(*labels).set(one.position.stopped is not None)

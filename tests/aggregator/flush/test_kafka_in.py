@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
+from prometheus_client import Gauge
 from structlog.testing import capture_logs
 
 from aggregator.db.connect import connected
@@ -64,6 +65,10 @@ async def count(log: KafkaOnTrial) -> int:
 
 async def stopped(log: KafkaOnTrial) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in await fetch(log.settings.database_url, _STOPPED)]
+
+
+async def gauge(of: Gauge, topic: str, partition: int) -> float:
+    return float(of.labels(topic, partition)._value.get())
 
 
 async def source_of(log: KafkaOnTrial, partition: int = 0) -> str:
@@ -300,6 +305,9 @@ async def test_a_log_that_ends_before_what_was_applied_stops_the_partition(
         await fetch(database_url, "UPDATE log_position SET next = 120 WHERE next = 100")
         (found,) = await becomes(lambda: stopped(log))
         assert found[2:] == (120, "the log ends at offset 100, though everything before 120 was applied")
+        labels = log.settings.kafka_events_topic, 0
+        await becomes(lambda: gauge(metrics.STOPPED, *labels), 1)
+        assert await gauge(metrics.LAG, *labels) == 0
 
 
 async def test_another_record_in_the_place_of_the_last_one_stops_the_partition(
@@ -426,6 +434,26 @@ async def test_what_the_disk_of_a_broker_has_spoilt_stops_its_partition_alone(
             assert await becomes(lambda: count(log), 100)
         assert found[1] == 0
         assert re.match(r"what lies at or behind offset \d+ cannot be read: Corrupt", found[3])
+
+
+async def test_what_the_disk_of_a_broker_has_spoilt_after_it_was_applied_holds_nothing_up(
+    database_url: str, redis_url: str, kafka_broker: list[servers.Server], kafka_topics: tuple[str, str]
+) -> None:
+    """It can no longer be told whether it is the record that was applied; nothing else needs it."""
+    async with kafka_on_trial(database_url, kafka_broker[0].url, kafka_topics, redis_url=redis_url) as log:
+        for partition in (0, 1):
+            await log.append(clicks(100), partition)
+        async with consuming(log.settings):
+            await log.consumed()
+        for partition, (place, whence) in enumerate([(-10, 2), (61, 0)]):
+            (spoilt,) = kafka_broker[0].folder.rglob(f"{kafka_topics[0]}-{partition}/*.log")
+            with spoilt.open("r+b") as file:
+                file.seek(place, whence)
+                file.write(b"\xff" * 10)
+            await log.append(clicks(100), partition)
+        async with consuming(log.settings):
+            assert await becomes(lambda: count(log), 400)
+        assert await stopped(log) == []
 
 
 async def test_what_is_stopped_stands_still_for_a_zombie_too(log: KafkaOnTrial, database_url: str) -> None:
