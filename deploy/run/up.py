@@ -273,7 +273,8 @@ def _stop(machine: Machine) -> None:
     _stop_kept(machine, ["postgres"], signal.SIGINT, POSTGRES_STOP_S)
     _stop_kept(machine, ["valkey"], signal.SIGTERM, VALKEY_STOP_S)
     end_all(children.with_variable(OWNER, str(machine.data)), signal.SIGKILL, 0.5)
-    folder.describe(machine.data, describe(machine))
+    if (machine.data / folder.DESCRIPTION).exists():  # a start that failed has nothing to tell programs
+        folder.describe(machine.data, describe(machine))
 
 
 def _stop_kept(machine: Machine, names: Sequence[str], ask: signal.Signals, wait_s: float) -> None:
