@@ -1,10 +1,12 @@
 """Link configs as they lie in Redis: what a click needs to know, written by the publisher, read by the edge.
 
 A link refers to its offer and partner by id, so that pausing an offer is one write. Every value has a version
-`(epoch, counter)`; an older one never replaces a newer one.
+`(epoch, counter)`; an older one never replaces a newer one. Times are ms since 1970. What has its default is
+not written.
 """
 
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,55 +15,139 @@ from schemas.limits import CODE_MAX, DESTINATION_MAX
 
 Version = tuple[int, int]
 CODE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{CODE_MAX - 1}}}", re.ASCII)
+Period = Literal["hour", "day", "week", "month", "total"]
+# On which offer (0: on any), by what (`partner`: whatever this partner sends), which value.
+Block = tuple[int, Literal["partner", "source_id", "sub1"], str]
+Asked = Literal["country", "device", "os", "browser", "language"]
 
 
-class Link(msgspec.Struct, kw_only=True, frozen=True):
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Part of a config, in the same shape as the API takes it."""
+
+
+class Hours(_Part, kw_only=True, frozen=True, omit_defaults=True):
+    """A part of the week: ISO days (1 is Monday), minutes since midnight, `until` not included, in the offer's zone."""
+
+    days: frozenset[int] = frozenset(range(1, 8))
+    since: int = 0
+    until: int = 1440
+
+
+class Targeting(_Part, kw_only=True, frozen=True, omit_defaults=True):
+    """Who may pass: every field of `include` has to match, none of `exclude`; in one of `hours`, if there are any.
+    Values in lower case."""
+
+    include: dict[Asked, frozenset[str]] = {}
+    exclude: dict[Asked, frozenset[str]] = {}
+    hours: tuple[Hours, ...] = ()
+
+
+class Landing(_Part, kw_only=True, frozen=True, omit_defaults=True):
+    """One of several destinations of an offer: of those whose targeting matches, each gets its share of visitors."""
+
+    url: str
+    weight: int = 1
+    targeting: Targeting | None = None
+
+
+class Cap(_Part, kw_only=True, frozen=True, omit_defaults=True):
+    """At most `clicks` in a period, on `offer_id` (0 on a partner's cap for all it does); what happens to the rest."""
+
+    id: int
+    period: Period
+    clicks: int
+    over_cap: Literal["fallback", "pass"] = "fallback"
+    offer_id: int = 0
+
+
+class Domain(_Part, kw_only=True, frozen=True, omit_defaults=True):
+    """A host that visitors come by. With `own_links` it has codes of its own, else those of the public URL."""
+
+    own_links: bool = False
+    fallback_url: str | None = None
+
+
+class _Config(msgspec.Struct, kw_only=True, frozen=True):
     v: Version
+
+
+class Link(_Config, kw_only=True, frozen=True, omit_defaults=True):
     id: int
     code: str
     offer_id: int
     partner_id: int
     status: str
+    destination_url: str | None = None  # instead of the offer's
+    fallback_url: str | None = None
+    starts_ms: int | None = None
+    ends_ms: int | None = None
 
 
-class Offer(msgspec.Struct, kw_only=True, frozen=True):
-    v: Version
+class Offer(_Config, kw_only=True, frozen=True, omit_defaults=True):
+    """`caps` are those on the offer as a whole; those of a partner on it lie with the partner."""
+
     id: int
     advertiser_id: int
     name: str
     status: str
     destination_url: str
     currency: str
+    access: Literal["open", "approval", "private"] = "open"
+    fallback_url: str | None = None
+    click_id_parameter: str = "click_id"
+    deep_link_hosts: frozenset[str] = frozenset()
+    pass_parameters: bool = False
+    starts_ms: int | None = None
+    ends_ms: int | None = None
+    timezone: str | None = None
+    targeting: Targeting | None = None
+    landings: tuple[Landing, ...] = ()
+    caps: tuple[Cap, ...] = ()
 
 
-class Partner(msgspec.Struct, kw_only=True, frozen=True):
-    v: Version
+class Partner(_Config, kw_only=True, frozen=True, omit_defaults=True):
+    """`offers` are those it was approved for."""
+
     id: int
     name: str
     status: str
+    offers: frozenset[int] = frozenset()
+    blocks: frozenset[Block] = frozenset()
+    caps: tuple[Cap, ...] = ()
 
 
-class Advertiser(msgspec.Struct, kw_only=True, frozen=True):
-    v: Version
+class Advertiser(_Config, kw_only=True, frozen=True, omit_defaults=True):
     id: int
     status: str
 
 
-class Programme(msgspec.Struct, kw_only=True, frozen=True):
-    v: Version
+class Programme(_Config, kw_only=True, frozen=True, omit_defaults=True):
+    """`blocks` are those of no single partner; `domains` by host, in lower case, without a port."""
+
     timezone: str
     currency: str
     fallback_url: str | None = None
+    domains: dict[str, Domain] = {}
+    blocks: frozenset[Block] = frozenset()
 
 
-Config = Link | Offer | Partner | Advertiser | Programme
+class Reference(_Config, kw_only=True, frozen=True, omit_defaults=True):
+    """The offer or partner that a published link means by a name."""
+
+    id: int
+
+
+Config = Link | Offer | Partner | Advertiser | Programme | Reference
 _DECODERS: dict[str, msgspec.json.Decoder[Config]] = {
-    "link": msgspec.json.Decoder(Link),
-    "offer": msgspec.json.Decoder(Offer),
-    "partner": msgspec.json.Decoder(Partner),
-    "advertiser": msgspec.json.Decoder(Advertiser),
     "programme": msgspec.json.Decoder(Programme),
+    "advertiser": msgspec.json.Decoder(Advertiser),
+    "partner": msgspec.json.Decoder(Partner),
+    "offer": msgspec.json.Decoder(Offer),
+    "offer_ref": msgspec.json.Decoder(Reference),
+    "partner_ref": msgspec.json.Decoder(Reference),
+    "link": msgspec.json.Decoder(Link),
 }
+KEY_KINDS = frozenset(_DECODERS)
 
 
 def decode(key: str, value: bytes) -> Config:

@@ -9,8 +9,9 @@ STATE = "links:state"  # hash: who filled this Redis: system id, timeline, epoch
 EDGES = "edges:registered"  # hash: incarnation -> JSON {edge, at_ms} of edges that the log could not hear of yet
 
 
-def link(code: str) -> str:
-    return f"link:{code}"
+def link(code: str, host: str = "") -> str:
+    """`host` is that of a domain with codes of its own; there is no slash in a code."""
+    return f"link:{host}/{code}" if host else f"link:{code}"
 
 
 def offer(offer_id: int) -> str:
@@ -21,6 +22,15 @@ def partner(partner_id: int) -> str:
     return f"partner:{partner_id}"
 
 
+def offer_reference(name: str) -> str:
+    """What a published link calls an offer."""
+    return f"offer_ref:{name}"
+
+
+def partner_reference(name: str) -> str:
+    return f"partner_ref:{name}"
+
+
 def advertiser(token_sha256_hex: str) -> str:
     return f"advertiser:{token_sha256_hex}"
 
@@ -28,3 +38,8 @@ def advertiser(token_sha256_hex: str) -> str:
 def live(quarter_s: int) -> str:
     """Hash of one quarter hour: field `link:<id>` or `partner:<id>` -> recorded clicks. A display value."""
     return f"live:{quarter_s}"
+
+
+def cap(cap_id: int, begins_s: int) -> str:
+    """Clicks counted against a cap in the period that begins then; never below what Postgres has settled for long."""
+    return f"cap:{cap_id}:{begins_s}"

@@ -29,6 +29,7 @@ from tracker.log.on_journal import journal_log
 from tracker.log.on_kafka import kafka_log
 from tracker.log.recorder import recording
 from tracker.metrics import prometheus
+from tracker.steps import Known
 from tracker.tally import Tally
 
 log = structlog.get_logger()
@@ -49,7 +50,8 @@ async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
         counters = await stack.enter_async_context(counting_live(settings.redis_url))
         recorder = await stack.enter_async_context(recording(heartbeat.log, tally))
         await stack.enter_async_context(running("heartbeat", heartbeat.beat(recorder)))
-        yield Edge(settings.keys, settings.visitor_secret, clock, links, heartbeat.log, recorder, counters, tally)
+        known = Known(settings.visitor_secret)
+        yield Edge(settings.keys, known, clock, links, heartbeat.log, recorder, counters, tally)
 
 
 def routes(edge: Edge) -> web.Application:

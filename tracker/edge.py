@@ -10,6 +10,7 @@ from tracker.clock import EdgeClock
 from tracker.counters import LiveCounters
 from tracker.links import LinkCache
 from tracker.log.recorder import Log, Recorder
+from tracker.steps import Known
 from tracker.tally import Tally
 
 
@@ -18,7 +19,7 @@ class Edge:
     """The parts of an open edge. `warm` and `draining` decide `/ready`."""
 
     keys: ClickKeys
-    visitor_secret: bytes = field(repr=False)
+    known: Known = field(repr=False)
     clock: EdgeClock
     links: LinkCache
     log: Log

@@ -19,6 +19,7 @@ from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
 from schemas.links import Link, Offer, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
 from tracker import visitor
+from tracker.caps import CapTotals
 from tracker.macros import expand
 
 SUBS = frozenset(f"sub{n}" for n in range(1, 11))
@@ -69,53 +70,63 @@ class Decision:
     partner_id: int = 0
 
 
-Step = Callable[[Click, Target, bytes], None]
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an edge knows beside the configs: the key of the visitors' hashes, how much of each cap is used."""
+
+    secret: bytes
+    caps: CapTotals = field(default_factory=CapTotals)
 
 
-def put_params(click: Click, target: Target, secret: bytes) -> None:
+Step = Callable[[Click, Target, Known], None]
+
+
+def put_params(click: Click, target: Target, known: Known) -> None:
     """Sub ids and the like; names in any case, the first of a repeated one, values as they came."""
     pairs = parse_qsl(click.query, keep_blank_values=True, errors="replace", max_num_fields=QUERY_PARAMS_MAX)
     for name, value in reversed(pairs):
         click.params[name.lower()] = value.replace("\0", "")[:VALUE_MAX]
 
 
-def put_visitor(click: Click, target: Target, secret: bytes) -> None:
+def put_visitor(click: Click, target: Target, known: Known) -> None:
     click.network = visitor.network(click.ip)
-    click.visitor = visitor.visitor_hash(secret, click.at_ms, target.programme.timezone, click.ip, click.user_agent)
+    click.visitor = visitor.visitor_hash(
+        known.secret, click.at_ms, target.programme.timezone, click.ip, click.user_agent
+    )
 
 
-def put_device(click: Click, target: Target, secret: bytes) -> None:
+def put_device(click: Click, target: Target, known: Known) -> None:
     agent = visitor.read_agent(click.user_agent)
     click.device, click.os, click.browser, click.robot = agent.device, agent.os, agent.browser, agent.robot
 
 
-def put_country(click: Click, target: Target, secret: bytes) -> None:
+def put_country(click: Click, target: Target, known: Known) -> None:
     click.country = visitor.country(click.ip)
 
 
-def drop_unknown_link(click: Click, target: Target, secret: bytes) -> None:
+def drop_unknown_link(click: Click, target: Target, known: Known) -> None:
     if target.link is None or target.offer is None or target.partner is None:
         click.reason = Reason.UNKNOWN_LINK
 
 
-def drop_blocked_partner(click: Click, target: Target, secret: bytes) -> None:
+def drop_blocked_partner(click: Click, target: Target, known: Known) -> None:
     if target.partner and target.partner.status != "active":
         click.reason = Reason.PARTNER_BLOCKED
 
 
-def drop_paused(click: Click, target: Target, secret: bytes) -> None:
+def drop_paused(click: Click, target: Target, known: Known) -> None:
     if target.link and target.link.status != "active":
         click.reason = Reason.LINK_PAUSED
     elif target.offer and target.offer.status != "active":
         click.reason = Reason.OFFER_PAUSED
 
 
-def put_destination(click: Click, target: Target, secret: bytes) -> None:
+def put_destination(click: Click, target: Target, known: Known) -> None:
     if target.offer:
         click.destination = target.offer.destination_url
 
 
-def put_bot_verdict(click: Click, target: Target, secret: bytes) -> None:
+def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
     """A robot is flagged and kept, never hidden: it is redirected like anybody."""
     if not click.user_agent:
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.NO_USER_AGENT
@@ -136,12 +147,12 @@ STEPS: tuple[Step, ...] = (
 )
 
 
-def decide(click: Click, target: Target, key: ClickKey, secret: bytes, steps: Iterable[Step] = STEPS) -> Decision:
+def decide(click: Click, target: Target, key: ClickKey, known: Known, steps: Iterable[Step] = STEPS) -> Decision:
     """Run the steps; the first `drop_*` that fires ends the click with its reason and the programme's fallback.
 
-    `key` signs the id, `secret` keys the visitor's hash. Raises ValueError for more parameters than the limit."""
+    `key` signs the id. Raises ValueError for more parameters than the limit."""
     for step in steps:
-        step(click, target, secret)
+        step(click, target, known)
         if click.reason and click.destination is None:
             click.click_class, click.destination = ClickClass.FALLBACK, target.programme.fallback_url
             break

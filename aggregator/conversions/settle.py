@@ -33,11 +33,11 @@ ON CONFLICT DO NOTHING RETURNING conversion_id
 """  # noqa: S608
 _ROLLUP = """
 INSERT INTO conversion_rollup AS held
-    (quarter, link_id, currency, shard, conversions, sale_amount_minor, payout_minor)
-SELECT quarter, link_id, currency, $4, conversions, sale, payout
-FROM unnest($1::timestamptz[], $2::int[], $3::text[], $5::bigint[], $6::bigint[], $7::bigint[])
-    AS new (quarter, link_id, currency, conversions, sale, payout)
-ON CONFLICT (quarter, link_id, currency, shard) DO UPDATE
+    (quarter, link_id, offer_id, partner_id, currency, shard, conversions, sale_amount_minor, payout_minor)
+SELECT quarter, link_id, offer_id, partner_id, currency, $6, conversions, sale, payout
+FROM unnest($1::timestamptz[], $2::int[], $3::int[], $4::int[], $5::text[], $7::bigint[], $8::bigint[], $9::bigint[])
+    AS new (quarter, link_id, offer_id, partner_id, currency, conversions, sale, payout)
+ON CONFLICT (quarter, link_id, offer_id, partner_id, currency, shard) DO UPDATE
     SET conversions = held.conversions + excluded.conversions,
         sale_amount_minor = held.sale_amount_minor + excluded.sale_amount_minor,
         payout_minor = held.payout_minor + excluded.payout_minor
@@ -103,20 +103,21 @@ async def _mark_duplicates(db: Connection, intakes: Iterable[Conversion], settle
 
 async def _roll_up(db: Connection, settled: Iterable[_Settled], shard: int) -> None:
     """Add what was approved to the rollups, in the order of the rows' keys."""
-    sums: dict[tuple[int, int, str], list[int]] = {}
+    sums: dict[tuple[int, int, int, int, str], list[int]] = {}
     for event, decision in settled:
         if decision.status is Status.APPROVED:
-            key = (quarter(event.event_at_ms), event.link_id, decision.currency)
+            begins_ms = quarter(event.event_at_ms)
+            key = (begins_ms, event.link_id, event.offer_id, event.partner_id, decision.currency)
             row = sums.setdefault(key, [0, 0, 0])
             row[0] += 1
             row[1] += event.amount_minor or 0
             row[2] += decision.payout_minor or 0
     if sums:
         keys = sorted(sums)
-        quarters, links, currencies = zip(*keys, strict=True)
+        quarters, *others = zip(*keys, strict=True)
         conversions, sales, payouts = zip(*(sums[key] for key in keys), strict=True)
         begins = [at(quarter_ms) for quarter_ms in quarters]
-        await db.execute(_ROLLUP, begins, links, currencies, shard, conversions, sales, payouts)
+        await db.execute(_ROLLUP, begins, *others, shard, conversions, sales, payouts)
 
 
 def _row(settled: _Settled) -> tuple[Any, ...]:

@@ -3,76 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
 
 from aggregator.db.connect import Database, Row
 from schemas import links, redis_keys
 
-Kind = Literal["programme", "advertiser", "partner", "offer", "link"]
+Kind = Literal["programme", "advertiser", "partner", "offer", "reference", "link"]
 Entry = tuple[str, links.Config]
 
+_CAPS = """
+coalesce((SELECT jsonb_agg(jsonb_build_object('id', id, 'period', period, 'clicks', amount, 'over_cap', over_cap,
+                                              'offer_id', coalesce(offer_id, 0)) ORDER BY id)
+          FROM cap WHERE kind = 'clicks' AND {scope}), '[]') AS caps
+"""
+_BLOCKS = """
+coalesce((SELECT jsonb_agg(jsonb_build_array(coalesce(offer_id, 0), field, value) ORDER BY id)
+          FROM block WHERE {scope}), '[]') AS blocks
+"""
+_DOMAINS = """
+coalesce((SELECT jsonb_object_agg(host, jsonb_build_object('own_links', own_links, 'fallback_url', fallback_url))
+          FROM domain WHERE status = 'active'), '{}') AS domains
+"""
+_OFFERS = """
+ARRAY(SELECT offer_id FROM approval WHERE partner_id = partner.id AND approval.status = 'approved' ORDER BY 1) AS offers
+"""
+_HOST = "CASE WHEN own_links THEN host END AS host"
+_COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "programme": ("timezone", "currency", "fallback_url", _DOMAINS, _BLOCKS.format(scope="partner_id IS NULL")),
+    "advertiser": ("status", "encode(token_sha256, 'hex') AS token"),
+    "partner": (
+        "name", "status", _OFFERS,
+        _BLOCKS.format(scope="partner_id = partner.id"), _CAPS.format(scope="partner_id = partner.id"),
+    ),
+    "offer": (
+        "advertiser_id", "name", "status", "destination_url", "currency", "access", "fallback_url",
+        "click_id_parameter", "deep_link_hosts", "pass_parameters", "starts_at", "ends_at", "timezone", "targeting",
+        "landings", _CAPS.format(scope="partner_id IS NULL AND offer_id = offer.id"),
+    ),
+    "reference": ("kind", "name", "target_id"),
+    "link": (
+        "code", _HOST, "offer_id", "partner_id", "link.status", "destination_url", "link.fallback_url", "starts_at",
+        "ends_at",
+    ),
+}  # fmt: skip
+_FROM: dict[Kind, str] = {"link": "link LEFT JOIN domain ON domain.id = domain_id"}
 # In the order in which a click needs them: a link is of no use before its offer is there.
 SELECT: dict[Kind, str] = {
-    "programme": "SELECT id, version, timezone, currency, fallback_url FROM programme",
-    "advertiser": "SELECT id, version, status, encode(token_sha256, 'hex') AS token FROM advertiser",
-    "partner": "SELECT id, version, name, status FROM partner",
-    "offer": "SELECT id, version, advertiser_id, name, status, destination_url, currency FROM offer",
-    "link": "SELECT id, version, code, offer_id, partner_id, status FROM link",
+    kind: f"SELECT {kind}.id, {kind}.version, {', '.join(columns)} FROM {_FROM.get(kind, kind)}"  # noqa: S608
+    for kind, columns in _COLUMNS.items()
 }
 
 
 async def current(db: Database, kind: Kind, ids: Iterable[int], epoch: int) -> dict[str, links.Config]:
     """The configs of these rows as they are now, by Redis key."""
-    rows = await db.fetch(f"{SELECT[kind]} WHERE id = ANY($1::int[])", list(ids))
+    rows = await db.fetch(f"{SELECT[kind]} WHERE {kind}.id = ANY($1::int[])", list(ids))
     return dict(entry(kind, row, epoch) for row in rows)
 
 
 def entry(kind: Kind, row: Row, epoch: int) -> Entry:
     """The Redis key and the config of one row; its version is (epoch, row version)."""
-    return _ENTRY[kind](row, (epoch, row["version"]))
+    key, config = _ENTRY[kind]
+    made: links.Config = msgspec.convert(_fields(row, epoch), config)
+    return key(row), made
 
 
-def _programme(row: Row, v: links.Version) -> Entry:
-    return redis_keys.PROGRAMME, links.Programme(
-        v=v, timezone=row["timezone"], currency=row["currency"], fallback_url=row["fallback_url"]
-    )
+def _fields(row: Row, epoch: int) -> dict[str, Any]:
+    """A row as its config names it; columns that a config has not are ignored."""
+    fields: dict[str, Any] = {**row, "v": (epoch, row["version"])}
+    for column, field in (("starts_at", "starts_ms"), ("ends_at", "ends_ms")):
+        if column in fields:
+            fields[field] = _ms(fields[column])
+    if "target_id" in fields:
+        fields["id"] = fields["target_id"]
+    return fields
 
 
-def _advertiser(row: Row, v: links.Version) -> Entry:
-    return redis_keys.advertiser(row["token"]), links.Advertiser(v=v, id=row["id"], status=row["status"])
+def _ms(at: datetime | None) -> int | None:
+    return None if at is None else round(at.timestamp() * 1000)
 
 
-def _partner(row: Row, v: links.Version) -> Entry:
-    return redis_keys.partner(row["id"]), links.Partner(v=v, id=row["id"], name=row["name"], status=row["status"])
+def _reference_key(row: Row) -> str:
+    named = redis_keys.offer_reference if row["kind"] == "offer" else redis_keys.partner_reference
+    return named(row["name"])
 
 
-def _offer(row: Row, v: links.Version) -> Entry:
-    return redis_keys.offer(row["id"]), links.Offer(
-        v=v,
-        id=row["id"],
-        advertiser_id=row["advertiser_id"],
-        name=row["name"],
-        status=row["status"],
-        destination_url=row["destination_url"],
-        currency=row["currency"],
-    )
-
-
-def _link(row: Row, v: links.Version) -> Entry:
-    return redis_keys.link(row["code"]), links.Link(
-        v=v,
-        id=row["id"],
-        code=row["code"],
-        offer_id=row["offer_id"],
-        partner_id=row["partner_id"],
-        status=row["status"],
-    )
-
-
-_ENTRY: dict[Kind, Callable[[Row, links.Version], Entry]] = {
-    "programme": _programme,
-    "advertiser": _advertiser,
-    "partner": _partner,
-    "offer": _offer,
-    "link": _link,
+_ENTRY: dict[Kind, tuple[Callable[[Row], str], Any]] = {
+    "programme": (lambda _: redis_keys.PROGRAMME, links.Programme),
+    "advertiser": (lambda row: redis_keys.advertiser(row["token"]), links.Advertiser),
+    "partner": (lambda row: redis_keys.partner(row["id"]), links.Partner),
+    "offer": (lambda row: redis_keys.offer(row["id"]), links.Offer),
+    "reference": (_reference_key, links.Reference),
+    "link": (lambda row: redis_keys.link(row["code"], row["host"] or ""), links.Link),
 }

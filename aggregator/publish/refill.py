@@ -51,7 +51,7 @@ async def _everything(db: Database, epoch: int) -> AsyncIterator[dict[str, links
     for kind in SELECT:
         before = _AFTER_ALL
         while rows := await db.fetch(
-            f"{SELECT[kind]} WHERE id < $1::bigint ORDER BY id DESC LIMIT $2", before, limits.REFILL_BATCH
+            f"{SELECT[kind]} WHERE {kind}.id < $1::bigint ORDER BY {kind}.id DESC LIMIT $2", before, limits.REFILL_BATCH
         ):
             before = rows[-1]["id"]
             yield dict(entry(kind, row, epoch) for row in rows)
@@ -69,7 +69,7 @@ async def _sweep(redis: Redis, epoch: int) -> int:
     swept, cursor, remove = 0, 0, redis.register_script(_SWEEP)
     while True:
         cursor, keys = await done(redis.scan(cursor, count=limits.REFILL_BATCH))
-        ours = [key for key in keys if key.partition(b":")[0].decode() in SELECT]
+        ours = [key for key in keys if key.partition(b":")[0].decode() in links.KEY_KINDS]
         swept += int(await done(remove(keys=ours, args=[epoch]))) if ours else 0
         if cursor == 0:
             return swept

@@ -77,14 +77,14 @@ def _group(args: list[Any], asked: Asked) -> str:
 
 
 def _scope(args: list[Any], link_id: int | None, partner_id: int | None) -> str:
-    """Which links count, as SQL; its values go to `args`."""
+    """Which clicks and sales count, as SQL; its values go to `args`."""
     rules = [""]
     if link_id is not None:
         args.append(link_id)
         rules.append(f"link_id = ${len(args)}")
     if partner_id is not None:
         args.append(partner_id)
-        rules.append(f"link_id IN (SELECT id FROM link WHERE partner_id = ${len(args)})")  # noqa: S608 - a number
+        rules.append(f"partner_id = ${len(args)}")
     return " AND ".join(rules)
 
 

@@ -15,7 +15,7 @@ from schemas.click_id import ClickKey
 from schemas.links import Partner, check_destination, origin
 from schemas.outcomes import Reason
 from tracker.macros import ALIASES
-from tracker.steps import Click, Decision, Target, decide
+from tracker.steps import Click, Decision, Known, Target, decide
 
 MACROS = [
     "{click_id}",
@@ -95,7 +95,7 @@ def one_click(destination: str, query: str, agent: str = edges.BROWSER, referer:
         Partner(v=(1, 1), id=1, name="@evil.example", status="active"),
     )  # fmt: skip
     click = Click(at_ms=1_795_399_200_000, ip="203.0.113.9", user_agent=agent, referer=referer, query=query)
-    return decide(click, target, ClickKey(1, b"k" * 32), b"s" * 16)
+    return decide(click, target, ClickKey(1, b"k" * 32), Known(b"s" * 16))
 
 
 @settings(derandomize=True, max_examples=2_000, deadline=None)
@@ -119,7 +119,7 @@ def test_no_parameter_changes_the_origin_of_any_destination(
 def test_a_fallback_is_as_firm_as_a_destination(destination: str, query: str) -> None:
     target = Target(edges.programme(fallback_url=destination))
     click = Click(at_ms=1_795_399_200_000, ip="203.0.113.9", user_agent=edges.BROWSER, referer="", query=query)
-    location = decide(click, target, ClickKey(1, b"k" * 32), b"s" * 16).location or ""
+    location = decide(click, target, ClickKey(1, b"k" * 32), Known(b"s" * 16)).location or ""
     assert urlsplit(location).netloc == urlsplit(destination).netloc
 
 

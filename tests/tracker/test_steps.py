@@ -12,7 +12,7 @@ from schemas.click_id import ClickKey, ClickKeys
 from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
 from schemas.links import Partner, Programme
 from schemas.outcomes import ClickClass, Reason
-from tracker.steps import AD_CLICK_IDS, SUBS, Click, Decision, Target, decide
+from tracker.steps import AD_CLICK_IDS, SUBS, Click, Decision, Known, Target, decide
 
 KEY = ClickKey(1, b"k" * 32)
 SECRET = b"s" * 16
@@ -33,7 +33,7 @@ def target(url: str = "https://shop.example/?p={click_id}", **fields: Any) -> Ta
 
 def run(query: str = "", to: Target | None = None, **fields: Any) -> Decision:
     wanted = {"at_ms": NOW, "ip": "203.0.113.77", "user_agent": BROWSER, "referer": ""} | fields
-    return decide(Click(query=query, **wanted), to or target(), KEY, SECRET)
+    return decide(Click(query=query, **wanted), to or target(), KEY, Known(SECRET))
 
 
 def event(decision: Decision) -> events.Click:

@@ -16,7 +16,7 @@ async def click(request: web.Request, edge: Edge) -> web.Response:
     received = read_click(request, edge)
     try:
         target = await find(edge, request.match_info["code"], received)
-        decision = decide(received, target, edge.keys.signing, edge.visitor_secret)
+        decision = decide(received, target, edge.keys.signing, edge.known)
     except ValueError:
         raise refuse(edge, received, Reason.BAD_REQUEST, Refused("bad_request", "too many parameters")) from None
     if decision.location is None:

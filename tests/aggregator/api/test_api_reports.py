@@ -7,7 +7,13 @@ from aggregator.db.connect import Connection
 async def a_click(db: Connection, link_id: int) -> None:
     now = datetime.now(UTC)
     quarter = now.replace(minute=now.minute // 15 * 15, second=0, microsecond=0)
-    await db.execute("INSERT INTO click_rollup VALUES ($1, $2, 'DE', 'phone', 0, 1, 0)", quarter, link_id)
+    await db.execute(
+        "INSERT INTO click_rollup SELECT $1, $2, 'DE', 'phone', 0, 1, 0,"
+        " coalesce((SELECT offer_id FROM link WHERE id = $2), 0),"
+        " coalesce((SELECT partner_id FROM link WHERE id = $2), 0)",
+        quarter,
+        link_id,
+    )
 
 
 async def test_two_partners_each_see_their_own_link_and_an_admin_both(admin: Any, made: Any, db: Connection) -> None:

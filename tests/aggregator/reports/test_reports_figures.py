@@ -32,7 +32,9 @@ async def db(database_url: str) -> AsyncIterator[Connection]:
 
 async def add_clicks(db: Connection, at: datetime, link_id: int, clicks: int, invalid: int = 0, **where: Any) -> None:
     await db.execute(
-        "INSERT INTO click_rollup VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        "INSERT INTO click_rollup SELECT $1, $2, $3, $4, $5, $6, $7,"
+        " coalesce((SELECT offer_id FROM link WHERE id = $2), 0),"
+        " coalesce((SELECT partner_id FROM link WHERE id = $2), 0)",
         at,
         link_id,
         where.get("country", "DE"),
@@ -47,7 +49,14 @@ async def add_sales(
     db: Connection, at: datetime, link_id: int, currency: str, figures: tuple[int, int, int], shard: int = 0
 ) -> None:
     await db.execute(
-        "INSERT INTO conversion_rollup VALUES ($1, $2, $3, $4, $5, $6, $7)", at, link_id, currency, shard, *figures
+        "INSERT INTO conversion_rollup SELECT $1, $2, $3, $4, $5, $6, $7,"
+        " coalesce((SELECT offer_id FROM link WHERE id = $2), 0),"
+        " coalesce((SELECT partner_id FROM link WHERE id = $2), 0)",
+        at,
+        link_id,
+        currency,
+        shard,
+        *figures,
     )
 
 
@@ -139,7 +148,7 @@ async def test_days_of_a_zone_are_exact(db: Connection, zone: str, first: str, l
     expected: Counter[str] = Counter()
     start = utc(first) - timedelta(days=1)
     rows = [(start + timedelta(minutes=15 * n), n + 1) for n in range(4 * 24 * 8)]
-    await db.executemany("INSERT INTO click_rollup VALUES ($1, 1, 'DE', 'phone', 0, $2, 0)", rows)
+    await db.executemany("INSERT INTO click_rollup VALUES ($1, 1, 'DE', 'phone', 0, $2, 0, 1, 1)", rows)
     for quarter, clicks in rows:
         expected[quarter.astimezone(ZoneInfo(zone)).date().isoformat()] += clicks
     told = (await ask(db, from_=first, to=last, timezone=zone))["data"]
@@ -209,7 +218,8 @@ async def _beat(db: Connection, edge: str, complete_to: str, offset: int) -> Non
 
 async def test_a_year_of_a_big_programme_is_answered_in_time(db: Connection) -> None:
     await db.execute(
-        "INSERT INTO click_rollup SELECT quarter, link, 'DE', 'phone', 0, 1, 0 FROM generate_series("
+        "INSERT INTO click_rollup SELECT quarter, link, 'DE', 'phone', 0, 1, 0, 1, 1 + link / 101"
+        " FROM generate_series("
         "timestamptz '2025-11-28', timestamptz '2026-11-27 23:45', interval '6 hours') quarter,"
         " generate_series(1, 200) link"
     )
