@@ -15,9 +15,11 @@ STATUS = {
     "method_not_allowed": 405,
     "too_slow": 408,
     "conflict": 409,
+    "precondition_failed": 412,
     "too_large": 413,
     "too_long": 414,
     "unsupported_media_type": 415,
+    "idempotency_key_reused": 422,
     "internal": 500,
     "unavailable": 503,
     # conversion doors: the reason on a `rejected` receipt

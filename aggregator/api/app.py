@@ -14,6 +14,8 @@ from aiohttp import web
 
 from aggregator.api import advertisers, audit, health, keys, links, offers, partners, reports, system
 from aggregator.api.calling import CALLER, Api
+from aggregator.api.idempotency import Replayed
+from aggregator.api.writing import respond_again
 from aggregator.db.connect import acquire, pool
 from schemas import limits
 from schemas.errors import STATUS, Refused
@@ -29,20 +31,25 @@ _Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 NOBODY: frozenset[str] = frozenset()  # no key needed
 ADMIN = frozenset({"admin"})
 OWN_ROWS = frozenset({"admin", "partner"})
-ROUTES: tuple[tuple[str, str, frozenset[str], Handler], ...] = (
-    ("POST", "/v1/advertisers", ADMIN, advertisers.post),
-    ("POST", "/v1/partners", ADMIN, partners.post),
-    ("POST", "/v1/offers", ADMIN, offers.post),
-    ("POST", "/v1/links", ADMIN, links.post),
-    ("PATCH", "/v1/links/{id}", ADMIN, links.patch),
-    ("POST", "/v1/keys", ADMIN, keys.post),
-    ("GET", "/v1/reports", OWN_ROWS, reports.get),
-    ("GET", "/v1/system", ADMIN, system.get),
-    ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, system.write_off),
-    ("POST", "/v1/system/partitions/resume", ADMIN, system.resume),
-    ("GET", "/v1/audit", ADMIN, audit.get),
-    ("GET", "/live", NOBODY, health.live),
-    ("GET", "/ready", NOBODY, health.ready),
+# A key needs the scope `<subject>.read` for a GET, `<subject>.write` for anything else.
+ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
+    ("POST", "/v1/advertisers", ADMIN, "advertisers", advertisers.post),
+    ("GET", "/v1/partners", ADMIN, "partners", partners.listed),
+    ("POST", "/v1/partners", ADMIN, "partners", partners.post),
+    ("GET", "/v1/partners/{id}", ADMIN, "partners", partners.get),
+    ("PATCH", "/v1/partners/{id}", ADMIN, "partners", partners.patch),
+    ("DELETE", "/v1/partners/{id}", ADMIN, "partners", partners.archive),
+    ("POST", "/v1/offers", ADMIN, "offers", offers.post),
+    ("POST", "/v1/links", ADMIN, "links", links.post),
+    ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
+    ("POST", "/v1/keys", ADMIN, "keys", keys.post),
+    ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
+    ("GET", "/v1/system", ADMIN, "system", system.get),
+    ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, "system", system.write_off),
+    ("POST", "/v1/system/partitions/resume", ADMIN, "system", system.resume),
+    ("GET", "/v1/audit", ADMIN, "audit", audit.get),
+    ("GET", "/live", NOBODY, "", health.live),
+    ("GET", "/ready", NOBODY, "", health.ready),
 )
 
 
@@ -84,19 +91,25 @@ async def warm_up(api: Api) -> None:
 
 def application(api: Api) -> web.Application:
     app = web.Application(middlewares=[errors], client_max_size=limits.BODY_BYTES_MAX)
-    for method, path, roles, handler in ROUTES:
-        app.router.add_route(method, path, _guarded(api, roles, handler))
+    for method, path, roles, subject, handler in ROUTES:
+        scope = f"{subject}.{'read' if method == 'GET' else 'write'}"
+        app.router.add_route(method, path, _guarded(api, roles, scope, handler))
     return app
 
 
-def _guarded(api: Api, roles: frozenset[str], handler: Handler) -> _Serve:
+def _guarded(api: Api, roles: frozenset[str], scope: str, handler: Handler) -> _Serve:
     async def handle(request: web.Request) -> web.StreamResponse:
-        if roles:
-            caller = await keys.authenticate(api, request)
-            if caller.role not in roles:
-                raise Refused("forbidden", f"not for a key with the role {caller.role}")
-            request[CALLER] = caller
-        return await handler(api, request)
+        if not roles:
+            return await handler(api, request)
+        caller = request[CALLER] = await keys.authenticate(api, request)
+        if caller.role not in roles:
+            raise Refused("forbidden", f"not for a key with the role {caller.role}")
+        if not caller.may(scope):
+            raise Refused("forbidden", f"this key has not the scope {scope}")
+        try:
+            return await handler(api, request)
+        except Replayed as former:
+            return await respond_again(api, caller, former.nonce, former.answer)
 
     return handle
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiohttp import web
 
-from aggregator.api.calling import Api, Caller, answer
-from aggregator.db.connect import Database, acquire
+from aggregator.api.calling import Api, answer
+from aggregator.db.connect import acquire
 from aggregator.reports.asked import by_name, number
 from aggregator.reports.audit import audit
 from schemas import limits
@@ -24,23 +22,6 @@ async def get(api: Api, request: web.Request) -> web.Response:
     before_id = _read_cursor(given["cursor"]) if "cursor" in given else _ID_MAX
     async with acquire(api.pool) as db:
         return answer(await audit(db, before_id, limit))
-
-
-async def record(
-    db: Database,
-    caller: Caller,
-    action: str,
-    subject: str,
-    *,
-    before: dict[str, Any],
-    after: dict[str, Any],
-    reason: str | None = None,
-) -> None:
-    """Belongs into the transaction of the act."""
-    await db.execute(
-        "INSERT INTO audit (actor, action, subject, reason, before, after) VALUES ($1, $2, $3, $4, $5, $6)",
-        caller.actor, action, subject, reason, before, after,
-    )  # fmt: skip
 
 
 def _read_cursor(text: str) -> int:

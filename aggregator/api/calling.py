@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -33,17 +33,23 @@ _SHOWN_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose key it is."""
+    """Whose key it is. `scopes`: None for all that the role may. `key` is the key itself, of which new secrets are
+    made; it goes nowhere else."""
 
     role: str
     key_id: int
     partner_id: int | None = None
     advertiser_id: int | None = None
+    scopes: frozenset[str] | None = None
+    key: str = field(default="", repr=False)
 
     @property
     def actor(self) -> str:
         """As the audit names it."""
         return f"{self.role}:{self.key_id}"
+
+    def may(self, scope: str) -> bool:
+        return self.scopes is None or scope in self.scopes
 
 
 CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once its key is known
@@ -75,8 +81,24 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
         raise Refused("bad_json", f"the body is not JSON: {_shown(str(error))}") from None
 
 
-def answer(body: dict[str, Any], status: int = 200) -> web.Response:
-    return web.json_response(body, status=status)
+def answer(body: dict[str, Any], status: int = 200, version: int | None = None) -> web.Response:
+    """JSON; `version` of what is shown becomes its ETag."""
+    headers = {} if version is None else {"ETag": f'"{version}"'}
+    return web.json_response(body, status=status, headers=headers)
+
+
+def path_id(request: web.Request, noun: str) -> int:
+    """The `{id}` of the path. Raises Refused("not_found") for what can be no id."""
+    text = request.match_info["id"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= ID_MAX):
+        raise Refused("not_found", f"there is no such {noun}")
+    return int(text)
+
+
+def given(body: msgspec.Struct) -> dict[str, Any]:
+    """What a PATCH says, by field, as plain JSON values; a field that it does not name stays as it is."""
+    fields = {name: getattr(body, name) for name in body.__struct_fields__}
+    return {name: msgspec.to_builtins(value) for name, value in fields.items() if value is not msgspec.UNSET}
 
 
 async def _read(request: web.Request) -> bytes:

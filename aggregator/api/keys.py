@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
 
-from aggregator.api.calling import Api, Caller, Id, answer, read_body
-from aggregator.api.secret_text import base62, random_base62
-from aggregator.api.writing import changing, refusing_unknown_ids
+from aggregator.api.calling import Api, Caller, Id, read_body
+from aggregator.api.secret_text import LENGTH, api_key, checksum, random_base62
+from aggregator.api.writing import changing, refusing_what_cannot_be, respond
 from aggregator.db.connect import Database, acquire
 from schemas.errors import Refused
 
@@ -37,26 +36,32 @@ class KeyBody(msgspec.Struct, forbid_unknown_fields=True):
 async def post(api: Api, request: web.Request) -> web.Response:
     """`POST /v1/keys {role, partner_id?, advertiser_id?}` -> `{id, key}`."""
     body = await read_body(request, KeyBody)
-    async with changing(api.pool) as db:
-        made = await create(db, body.role, body.partner_id, body.advertiser_id)
-    return answer(made._asdict(), 201)
+    async with changing(api, request) as change:
+        key_id = await _insert(change.db, change.secret("key"), body.role, body.partner_id, body.advertiser_id)
+        await change.record("create_key", f"key:{key_id}", after=msgspec.to_builtins(body))
+        change.answers({"id": key_id}, 201)
+    return await respond(api, change)
 
 
 async def create(db: Database, role: str, partner_id: int | None = None, advertiser_id: int | None = None) -> NewKey:
     """Make a key. Raises Refused for an unknown role, or an owner that does not fit it or does not exist."""
+    key = api_key(random_base62(LENGTH))
+    with refusing_what_cannot_be():
+        return NewKey(await _insert(db, key, role, partner_id, advertiser_id), key)
+
+
+async def _insert(db: Database, key: str, role: str, partner_id: int | None, advertiser_id: int | None) -> int:
     _check_owner(role, {"partner_id": partner_id, "advertiser_id": advertiser_id})
-    key = new_key()
-    with refusing_unknown_ids():
-        key_id = await db.fetchval(
-            "INSERT INTO api_key (role, partner_id, advertiser_id, key_sha256, last_four) VALUES ($1, $2, $3, $4, $5)"
-            " RETURNING id",
-            role,
-            partner_id,
-            advertiser_id,
-            _digest(key),
-            key[-4:],
-        )
-    return NewKey(key_id, key)
+    key_id: int = await db.fetchval(
+        "INSERT INTO api_key (role, partner_id, advertiser_id, key_sha256, last_four) VALUES ($1, $2, $3, $4, $5)"
+        " RETURNING id",
+        role,
+        partner_id,
+        advertiser_id,
+        _digest(key),
+        key[-4:],
+    )
+    return key_id
 
 
 async def authenticate(api: Api, request: web.Request) -> Caller:
@@ -70,22 +75,12 @@ async def authenticate(api: Api, request: web.Request) -> Caller:
         )
     if row is None:
         raise Refused("unauthorized", "this key is not known")
-    return Caller(row["role"], row["id"], row["partner_id"], row["advertiser_id"])
-
-
-def new_key() -> str:
-    random = random_base62(32)
-    return f"cd_{random}{checksum(random)}"
+    return Caller(row["role"], row["id"], row["partner_id"], row["advertiser_id"], key=key)
 
 
 def is_well_formed(key: str) -> bool:
     found = _KEY.fullmatch(key)
     return found is not None and checksum(found[1]) == found[2]
-
-
-def checksum(random: str) -> str:
-    """CRC-32 in base 62: a mistyped key is told apart from an unknown one without asking the database."""
-    return base62(zlib.crc32(random.encode("ascii")), 6)
 
 
 def _check_owner(role: str, owners: dict[str, int | None]) -> None:

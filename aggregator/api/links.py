@@ -7,15 +7,16 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from aggregator.api.calling import ID_MAX, Api, Id, answer, read_body
+from aggregator.api import rows
+from aggregator.api.calling import Api, Id, given, path_id, read_body
 from aggregator.api.secret_text import random_base62
-from aggregator.api.writing import changing
+from aggregator.api.writing import changing, respond
 from aggregator.db.connect import Database, Row
-from aggregator.publish.outbox import enqueue, publish_now
 from schemas import limits
 from schemas.errors import Refused
 from schemas.links import CODE
 
+COLUMNS = ("id", "code", "offer_id", "partner_id", "status", "created_at")
 CODE_LENGTH = 8  # of 62: a new one meets one of a million others once in 200 million, and is then drawn again
 
 
@@ -38,61 +39,38 @@ async def post(api: Api, request: web.Request) -> web.Response:
             f"code must be 1 to {limits.CODE_MAX} letters, digits, - or _, and begin with a letter or digit",
             "code",
         )
-    async with changing(api.pool) as db:
-        link_id, code = await _insert(db, body)
-        await enqueue(db, "link", link_id)
-    live = await publish_now(api.pool, api.redis, "link", link_id)
-    return answer({"id": link_id, "code": code, "url": _url(api, code), "live": live}, 201)
+    async with changing(api, request) as change:
+        row = await _insert(change.db, body)
+        await change.tell_redis("link", row["id"])
+        await change.record("create_link", f"link:{row['id']}", after=_shown(api, row))
+        change.answers(_shown(api, row), 201, row["version"])
+    return await respond(api, change)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:
     """`PATCH /v1/links/{id} {status}` -> the link; `live` once the edge does as it says."""
-    link_id = _path_id(request)
+    link_id = path_id(request, "link")
     body = await read_body(request, LinkChange)
-    async with changing(api.pool) as db:
-        row = await db.fetchrow(
-            "UPDATE link SET status = $2, version = version + 1 WHERE id = $1"
-            " RETURNING id, code, offer_id, partner_id, status",
-            link_id,
-            body.status,
-        )
-        if row is None:
-            raise _no_such_link()
-        await enqueue(db, "link", link_id)
-    live = await publish_now(api.pool, api.redis, "link", link_id)
-    return answer(_shown(api, row) | {"live": live})
+    async with changing(api, request) as change:
+        after = await rows.alter(change, "link", link_id, given(body), COLUMNS, request)
+        change.answers(_shown(api, after), version=after["version"])
+    return await respond(api, change)
 
 
-async def _insert(db: Database, body: LinkBody) -> tuple[int, str]:
+async def _insert(db: Database, body: LinkBody) -> Row:
     while True:
-        code = body.code or random_base62(CODE_LENGTH)
-        link_id = await db.fetchval(
-            "INSERT INTO link (code, offer_id, partner_id) VALUES ($1, $2, $3) ON CONFLICT (code) DO NOTHING"
-            " RETURNING id",
-            code,
+        row = await db.fetchrow(
+            "INSERT INTO link (code, offer_id, partner_id) VALUES ($1, $2, $3)"
+            " ON CONFLICT ON CONSTRAINT link_code_key DO NOTHING RETURNING *",
+            body.code or random_base62(CODE_LENGTH),
             body.offer_id,
             body.partner_id,
         )
-        if link_id is not None:
-            return link_id, code
+        if row is not None:
+            return row
         if body.code is not None:
             raise Refused("conflict", "this code is taken", "code")
 
 
-def _path_id(request: web.Request) -> int:
-    text = request.match_info["id"]
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= ID_MAX):
-        raise _no_such_link()
-    return int(text)
-
-
-def _no_such_link() -> Refused:
-    return Refused("not_found", "there is no such link")
-
-
 def _shown(api: Api, row: Row) -> dict[str, Any]:
-    return {**row, "url": _url(api, row["code"])}
-
-
-def _url(api: Api, code: str) -> str:
-    return f"{api.public_url}/c/{code}"
+    return rows.shown(row, COLUMNS) | {"url": f"{api.public_url}/c/{row['code']}"}

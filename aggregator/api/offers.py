@@ -9,14 +9,16 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from aggregator.api.calling import Api, Id, Name, answer, read_body
-from aggregator.api.writing import changing
+from aggregator.api import rows
+from aggregator.api.calling import Api, Id, Name, read_body
+from aggregator.api.references import refer
+from aggregator.api.writing import changing, respond
 from aggregator.db.connect import Database
-from aggregator.publish.outbox import enqueue, publish_now
 from schemas import limits, money
 from schemas.errors import Refused
 from schemas.links import check_destination
 
+COLUMNS = ("id", "advertiser_id", "name", "status", "destination_url", "currency", "created_at")
 _PERCENT = re.compile(r"\d{1,3}(\.\d{1,6})?", re.ASCII)
 
 
@@ -45,11 +47,17 @@ async def post(api: Api, request: web.Request) -> web.Response:
     """`POST /v1/offers {advertiser_id, name, destination_url, payout}` -> `{id}`."""
     body = await read_body(request, OfferBody)
     check(body, api.public_url)
-    async with changing(api.pool) as db:
-        offer_id = await _insert(db, body)
-        await enqueue(db, "offer", offer_id)
-    await publish_now(api.pool, api.redis, "offer", offer_id)
-    return answer({"id": offer_id}, 201)
+    async with changing(api, request) as change:
+        values = {
+            "advertiser_id": body.advertiser_id,
+            "name": body.name,
+            "destination_url": body.destination_url,
+            "currency": body.payout.currency,
+        }
+        row = await rows.create(change, "offer", values, COLUMNS)
+        await refer(change, "offer", row["id"], None)
+        await _insert_terms(change.db, row["id"], body.payout)
+    return await respond(api, change)
 
 
 def check(body: OfferBody, public_url: str) -> None:
@@ -72,15 +80,7 @@ def _is_percent(text: str) -> bool:
     return _PERCENT.fullmatch(text) is not None and 0 < Decimal(text) <= 100
 
 
-async def _insert(db: Database, body: OfferBody) -> int:
-    offer_id: int = await db.fetchval(
-        "INSERT INTO offer (advertiser_id, name, destination_url, currency) VALUES ($1, $2, $3, $4) RETURNING id",
-        body.advertiser_id,
-        body.name,
-        body.destination_url,
-        body.payout.currency,
-    )
-    payout = body.payout
+async def _insert_terms(db: Database, offer_id: int, payout: Cpa | Cps) -> None:
     await db.execute(
         "INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency) VALUES ($1, $2, $3, $4, $5)",
         offer_id,
@@ -89,4 +89,3 @@ async def _insert(db: Database, body: OfferBody) -> int:
         Decimal(payout.percent) if isinstance(payout, Cps) else None,
         payout.currency,
     )
-    return offer_id

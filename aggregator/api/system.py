@@ -7,9 +7,8 @@ from typing import Annotated
 import msgspec
 from aiohttp import web
 
-from aggregator.api.audit import record
-from aggregator.api.calling import CALLER, ID_MAX, Api, Name, answer, read_body
-from aggregator.api.writing import changing
+from aggregator.api.calling import ID_MAX, Api, Name, answer, read_body
+from aggregator.api.writing import changing, respond
 from aggregator.db.connect import Database, Row, acquire
 from aggregator.db.instants import rfc3339
 from aggregator.reports.system import system
@@ -58,17 +57,18 @@ async def write_off(api: Api, request: web.Request) -> web.Response:
     """
     incarnation = request.match_info["incarnation"]
     body = await read_body(request, WriteOffBody) if request.body_exists else WriteOffBody()
-    async with changing(api.pool) as db:
-        edge = await _vanished(db, incarnation)
+    async with changing(api, request) as change:
+        edge = await _vanished(change.db, incarnation)
         closed_at = edge["complete_to"] and rfc3339(edge["complete_to"])
-        await db.execute(_CLOSE, incarnation, edge["complete_to"])
-        await db.execute("DELETE FROM edge_beat WHERE incarnation = $1", incarnation)
-        await record(
-            db, request[CALLER], "write_off_edge", incarnation, reason=body.reason,
+        await change.db.execute(_CLOSE, incarnation, edge["complete_to"])
+        await change.db.execute("DELETE FROM edge_beat WHERE incarnation = $1", incarnation)
+        await change.record(
+            "write_off_edge", incarnation, reason=body.reason,
             before={"name": edge["name"], "complete_to": closed_at, "heard_at": rfc3339(edge["heard_at"])},
             after={"closed_at": closed_at},
         )  # fmt: skip
-    return answer({"incarnation": incarnation, "name": edge["name"], "closed_at": closed_at})
+        change.answers({"incarnation": incarnation, "name": edge["name"], "closed_at": closed_at})
+    return await respond(api, change)
 
 
 async def resume(api: Api, request: web.Request) -> web.Response:
@@ -78,19 +78,20 @@ async def resume(api: Api, request: web.Request) -> web.Response:
     it stood is applied again, which counts nothing twice; what has gone from there is skipped.
     """
     body = await read_body(request, ResumeBody)
-    async with changing(api.pool) as db:
-        stood = await db.fetchrow(_LOCK_POSITION, body.source, body.partition)
+    async with changing(api, request) as change:
+        stood = await change.db.fetchrow(_LOCK_POSITION, body.source, body.partition)
         if stood is None:
             raise Refused("not_found", "there is no such partition")
         if stood["stopped"] is None:
             raise Refused("conflict", "this partition does not stand still")
-        await db.execute(_RESUME, body.source, body.partition)
-        await record(
-            db, request[CALLER], "resume_partition", f"{body.source}/{body.partition}",
+        await change.db.execute(_RESUME, body.source, body.partition)
+        await change.record(
+            "resume_partition", f"{body.source}/{body.partition}",
             before={"next": stood["next"], "stopped": stood["stopped"], "stopped_at": rfc3339(stood["stopped_at"])},
             after={"next": -1},
         )  # fmt: skip
-    return answer({"source": body.source, "partition": body.partition, "next": -1})
+        change.answers({"source": body.source, "partition": body.partition, "next": -1})
+    return await respond(api, change)
 
 
 async def _vanished(db: Database, incarnation: str) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import asyncpg
 import structlog
@@ -41,27 +42,30 @@ async def drain(db: Database, redis: Redis) -> int:
     return len(taken)
 
 
-async def publish_now(pool: Pool, redis: Redis, kind: Kind, row_id: int) -> bool:
-    """Write a row that was just committed, so that it is live when the API answers; a link with its offer and partner.
+async def publish_now(pool: Pool, redis: Redis, changed: Sequence[tuple[Kind, int]]) -> bool:
+    """Write rows that were just committed, so that they are live when the API answers; links with their offers and
+    partners.
 
     False when it is not live within `limits.PUBLISH_TIMEOUT_S`; the publisher then gets to it by its outbox entry,
     which stays in any case: writing a value again that is there already changes nothing.
     """
     try:
         async with asyncio.timeout(limits.PUBLISH_TIMEOUT_S), pool.acquire() as db:
-            configs = await _with_what_it_needs(db, kind, row_id)
-            await write(redis, configs)
+            await write(redis, await _with_what_they_need(db, changed))
     except (*RedisError, *DatabaseAway, asyncpg.PostgresError, EpochBehind) as error:
-        log.warning("not_live_yet", kind=kind, row_id=row_id, error=type(error).__name__)
+        log.warning("not_live_yet", rows=len(changed), error=type(error).__name__)
         return False
     return True
 
 
-async def _with_what_it_needs(db: Database, kind: Kind, row_id: int) -> dict[str, links.Config]:
+async def _with_what_they_need(db: Database, changed: Sequence[tuple[Kind, int]]) -> dict[str, links.Config]:
     epoch = await db.fetchval("SELECT epoch FROM publishing")
-    configs = await current(db, kind, [row_id], epoch)
-    for config in list(configs.values()):
-        if isinstance(config, links.Link):
-            configs |= await current(db, "offer", [config.offer_id], epoch)
-            configs |= await current(db, "partner", [config.partner_id], epoch)
+    configs: dict[str, links.Config] = {}
+    for kind in SELECT:
+        ids = {row_id for of, row_id in changed if of == kind}
+        configs |= await current(db, kind, ids, epoch) if ids else {}
+    made = [config for config in configs.values() if isinstance(config, links.Link)]
+    if made:
+        configs |= await current(db, "offer", {link.offer_id for link in made}, epoch)
+        configs |= await current(db, "partner", {link.partner_id for link in made}, epoch)
     return configs

@@ -4,6 +4,7 @@ from typing import Any
 import aiohttp
 
 from aggregator.api import keys
+from aggregator.api.secret_text import LENGTH, api_key, random_base62
 from aggregator.db.connect import Connection
 
 TABLES = ("advertiser", "partner", "offer", "offer_terms", "link", "api_key", "outbox", "audit")
@@ -221,8 +222,8 @@ WRONG_PATHS = [
     ("GET", "/v1/reports/", 404, "not_found"),
     ("GET", "/v1/%ff%00", 404, "not_found"),
     ("GET", "/v1/links/1/2", 404, "not_found"),
-    ("GET", "/v1/partners", 405, "method_not_allowed"),
-    ("DELETE", "/v1/links/1", 405, "method_not_allowed"),
+    ("PUT", "/v1/partners", 405, "method_not_allowed"),
+    ("PUT", "/v1/links/1", 405, "method_not_allowed"),
     ("POST", "/v1/reports", 405, "method_not_allowed"),
     ("PUT", "/v1/keys", 405, "method_not_allowed"),
     ("POST", "/live", 405, "method_not_allowed"),
@@ -237,7 +238,7 @@ async def test_wrong_paths_and_methods_have_our_shape(admin: Any) -> None:
         assert is_refusal(answer)
 
 
-GOOD = keys.new_key()
+GOOD = api_key(random_base62(LENGTH))
 BAD_AUTHORIZATIONS = [
     None,
     "",

@@ -36,6 +36,9 @@ async def call(settings: ApiSettings, key: str, path: str, body: Any) -> tuple[i
             return answer.status, await answer.json(), time.monotonic() - started, answer.headers
 
 
+_QUEUED = "SELECT count(*) FROM outbox JOIN link ON link.id = row_id AND kind = 'link' WHERE code = 'later'"
+
+
 @pytest.mark.parametrize("mode", ["refuse", "blackhole"])
 async def test_a_link_made_while_redis_is_away_is_kept_and_said_not_to_be_live(
     settings: ApiSettings, db: Connection, made: Any, mode: Mode
@@ -48,7 +51,12 @@ async def test_a_link_made_while_redis_is_away_is_kept_and_said_not_to_be_live(
         status, answer, took_s, _ = await call(away, key, "/v1/links", body)
     assert (status, answer["live"]) == (201, False)
     assert took_s < 3
-    assert await db.fetchval("SELECT count(*) FROM outbox JOIN link ON link.id = row_id WHERE code = 'later'") == 1
+    assert (
+        await db.fetchval(
+            "SELECT count(*) FROM outbox JOIN link ON link.id = row_id AND kind = 'link' WHERE code = 'later'"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("mode", ["refuse", "blackhole"])

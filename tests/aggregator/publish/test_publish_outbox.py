@@ -29,21 +29,21 @@ async def test_a_change_stays_queued_while_redis_is_away(db: Connection, pool: P
     async with publishing("redis://127.0.0.1:1/0") as away:
         with pytest.raises(RedisError):
             await drain(db, away)
-        assert await publish_now(pool, away, "link", rows.link_id) is False
+        assert await publish_now(pool, away, [("link", rows.link_id)]) is False
     assert await db.fetchval("SELECT count(*) FROM outbox") == 1
 
 
 async def test_a_published_link_brings_its_offer_and_partner(pool: Pool, redis: Redis, rows: Any) -> None:
-    assert await publish_now(pool, redis, "link", rows.link_id) is True
+    assert await publish_now(pool, redis, [("link", rows.link_id)]) is True
     wanted = (LINK, redis_keys.offer(rows.offer_id), redis_keys.partner(rows.partner_id))
     assert await done(redis.exists(*wanted)) == 3
 
 
 async def test_an_epoch_that_is_behind_is_not_live(db: Connection, pool: Pool, redis: Redis, rows: Any) -> None:
     await db.execute("UPDATE publishing SET epoch = 9")
-    await publish_now(pool, redis, "link", rows.link_id)
+    await publish_now(pool, redis, [("link", rows.link_id)])
     await db.execute("UPDATE publishing SET epoch = 3")
-    assert await publish_now(pool, redis, "link", rows.link_id) is False
+    assert await publish_now(pool, redis, [("link", rows.link_id)]) is False
 
 
 async def test_two_publishers_and_the_api_at_once_end_with_the_last_change(
@@ -60,7 +60,7 @@ async def test_two_publishers_and_the_api_at_once_end_with_the_last_change(
     for n in range(100):
         await set_status(rows.link_id, "paused" if n % 2 else "active")
         if n % 3 == 0:
-            await publish_now(pool, redis, "link", rows.link_id)
+            await publish_now(pool, redis, [("link", rows.link_id)])
     while await db.fetchval("SELECT EXISTS (SELECT FROM outbox)"):
         await asyncio.sleep(0.01)
     running = False
