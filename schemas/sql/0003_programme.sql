@@ -37,13 +37,15 @@ CREATE TABLE domain (
     created_at    timestamptz NOT NULL DEFAULT now()
 );
 
+-- `paused_by_partner`: its partner paused it, and may let it go on; what the operator paused, it may not.
 ALTER TABLE link
-    ADD COLUMN external_id      text UNIQUE,
-    ADD COLUMN domain_id        int REFERENCES domain,
-    ADD COLUMN destination_url  text,
-    ADD COLUMN fallback_url     text,
-    ADD COLUMN starts_at        timestamptz,
-    ADD COLUMN ends_at          timestamptz,
+    ADD COLUMN external_id        text UNIQUE,
+    ADD COLUMN domain_id          int REFERENCES domain,
+    ADD COLUMN destination_url    text,
+    ADD COLUMN fallback_url       text,
+    ADD COLUMN starts_at          timestamptz,
+    ADD COLUMN ends_at            timestamptz,
+    ADD COLUMN paused_by_partner  boolean NOT NULL DEFAULT false,
     DROP CONSTRAINT link_code_key,
     ADD CONSTRAINT link_code_key UNIQUE NULLS NOT DISTINCT (code, domain_id),
     DROP CONSTRAINT link_status_check,
