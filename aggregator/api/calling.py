@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -96,9 +97,13 @@ def path_id(request: web.Request, noun: str) -> int:
 
 
 def given(body: msgspec.Struct) -> dict[str, Any]:
-    """What a PATCH says, by field, as plain JSON values; a field that it does not name stays as it is."""
+    """What a body says, by field, as plain JSON values and times; a field that a PATCH does not name stays as it is."""
     fields = {name: getattr(body, name) for name in body.__struct_fields__}
-    return {name: msgspec.to_builtins(value) for name, value in fields.items() if value is not msgspec.UNSET}
+    return {
+        name: msgspec.to_builtins(value, builtin_types=(datetime,))
+        for name, value in fields.items()
+        if value is not msgspec.UNSET
+    }
 
 
 async def _read(request: web.Request) -> bytes:

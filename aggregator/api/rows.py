@@ -30,8 +30,17 @@ async def one(db: Database, table: str, row_id: int, *, locked: bool = False) ->
     lock = " FOR NO KEY UPDATE" if locked else ""
     row = await db.fetchrow(f"SELECT * FROM {table} WHERE id = $1{lock}", row_id)  # noqa: S608 - our own names
     if row is None:
-        raise Refused("not_found", f"there is no such {table}")
+        raise Refused("not_found", f"there is no such {table.replace('_', ' ')}")
     return row
+
+
+async def touch(change: Change, kind: Kind, row_id: int) -> None:
+    """A new version of a row whose config has something from another table, such as a block or a cap; the row stays
+    locked, so what hangs on it can be counted. Raises Refused naming `{kind}_id`."""
+    touched = await change.db.fetchval(f"UPDATE {kind} SET version = version + 1 WHERE id = $1 RETURNING id", row_id)  # noqa: S608
+    if touched is None:
+        raise Refused("bad_value", f"there is no such {kind}", f"{kind}_id")
+    await change.tell_redis(kind, row_id)
 
 
 async def update(
@@ -55,9 +64,7 @@ async def update(
     return before, after
 
 
-async def create(
-    change: Change, kind: Kind, values: Mapping[str, Any], columns: tuple[str, ...], *, secret: str | None = None
-) -> Row:
+async def create(change: Change, kind: Kind, values: Mapping[str, Any], columns: tuple[str, ...]) -> Row:
     """Insert a row that edges know: queued for Redis, in the audit, and the answer."""
     names, places = ", ".join(values), ", ".join(f"${n}" for n in range(1, len(values) + 1))
     row = await change.db.fetchrow(f"INSERT INTO {kind} ({names}) VALUES ({places}) RETURNING *", *values.values())  # noqa: S608
