@@ -1,7 +1,7 @@
-"""A cache in two tiers: values this process holds, in front of a fetch (from Redis) that it is given.
+"""A cache in two tiers: values this process holds, in front of a fetch (from Redis, say) that it is given.
 
 Fresh values are answered without waiting. What is missing or stale is fetched once however many ask: all keys wanted
-while one fetch is under way go into the next one. A stale value is used only when the fetch fails.
+while no fetch may begin go into the next one. A stale value is used only when the fetch fails.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 _NEVER = -1  # the generation of a value that is known to have changed
-RETRY_AFTER_FAILURE_S = 1.0  # while the second tier is away, what is held is used and refreshed once a second
+_REMOVED_AT_ONCE = 0.01  # of what is held: a dict that loses its first key alone searches ever longer for the next
 
 
 class SecondTierAway(Exception):
-    """The fetch failed and this process holds no value for the key."""
+    """The fetch failed, or too many wait for one, and this process holds no value for the key."""
 
 
 @dataclass(slots=True)
@@ -31,53 +33,72 @@ class _Entry(Generic[V]):
 
 @dataclass(slots=True)
 class _Answer(Generic[V]):
-    """What came of one key in one fetch, shared by all who waited for it."""
+    """What came of one key in one fetch, shared by all who waited for it. `fetched`: when that fetch is over, None
+    before it has begun."""
 
+    fetched: asyncio.Event | None = None
     done: bool = False
     failed: bool = False
     voided: bool = False
+    error: Exception | None = None
     value: V | None = None
 
 
-class TwoTier(Generic[V]):
+class TwoTier(Generic[K, V]):
     """Values by key. `fetch(keys)` answers a mapping: None where there surely is no value, no entry where it cannot
-    tell. `refresh_s` and `negative_s` are the lives of a value and of an absence; at most `entries_max` are held."""
+    tell; it is asked for `keys_max` keys at most, `fetches_max` times at once. At most `waiting_max` keys wait for it.
+
+    `life_s(value)` is how long a value is fresh (a little less: not all shall expire together), `negative_s` how long
+    an absence is remembered; at most `entries_max` values and `negative_entries_max` absences are held. For `retry_s`
+    after a failed fetch what is held is used without asking.
+    """
 
     def __init__(
         self,
-        fetch: Callable[[list[str]], Awaitable[dict[str, V | None]]],
+        fetch: Callable[[list[K]], Awaitable[dict[K, V | None]]],
         *,
         entries_max: int,
-        refresh_s: float,
-        negative_s: float,
-        negative_entries_max: int,
+        life_s: Callable[[V], float],
+        keys_max: int,
+        waiting_max: int,
+        fetches_max: int = 1,
+        retry_s: float = 0.0,
+        negative_s: float = 0.0,
+        negative_entries_max: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fetch = fetch
         self._entries_max = entries_max
         self._negative_entries_max = negative_entries_max
-        self._refresh_s = refresh_s
+        self._life_s = life_s
         self._negative_s = negative_s
+        self._keys_max = keys_max
+        self._waiting_max = waiting_max
+        self._fetches_max = fetches_max
+        self._retry_s = retry_s
         self._clock = clock
-        self._entries: dict[str, _Entry[V]] = {}
-        self._absent: dict[str, _Entry[V]] = {}
-        self._wanted: dict[str, _Answer[V]] = {}
-        self._under_way: dict[str, _Answer[V]] = {}
-        self._fetch_ended: asyncio.Event | None = None
+        self._entries: dict[K, _Entry[V]] = {}
+        self._absent: dict[K, _Entry[V]] = {}
+        self._wanted: dict[K, _Answer[V]] = {}
+        self._under_way: dict[K, _Answer[V]] = {}
+        self._fetching = 0
+        self._room = asyncio.Event()  # set when a fetch is over, and then replaced
         self._generation = 0
         self._retry_at = 0.0
         self.fetches = 0
         self.stale_answers = 0
+        self.turned_away = 0
 
-    def fresh(self, key: str) -> V | None:
+    def fresh(self, key: K) -> V | None:
         """The value if it may be used without asking, else None."""
         entry = self._entries.get(key)
         if entry is None or entry.generation != self._generation or entry.expires <= self._clock():
             return None
         return entry.value
 
-    async def get(self, key: str) -> V | None:
-        """The value, fetched if it is not fresh; None if there is none. Raises SecondTierAway."""
+    async def get(self, key: K) -> V | None:
+        """The value, fetched if it is not fresh; None if there is none. Raises SecondTierAway, from what the fetch
+        failed of."""
         value = self.fresh(key)
         if value is not None or self._known_absent(key):
             return value
@@ -86,11 +107,11 @@ class TwoTier(Generic[V]):
             return answer.value
         entry = self._entries.get(key)
         if entry is None:
-            raise SecondTierAway(key)
+            raise SecondTierAway(key) from answer.error
         self.stale_answers += 1
         return entry.value
 
-    def void(self, key: str) -> None:
+    def void(self, key: K) -> None:
         """The value has changed: ask for it when it is used next, and forget what any fetch under way brings for it.
         What is held serves only while the second tier is away."""
         if key in self._entries:
@@ -104,63 +125,94 @@ class TwoTier(Generic[V]):
         """Any value may have changed: each is asked for again when it is used next."""
         self._generation += 1
 
-    def live_at_most(self, refresh_s: float) -> None:
-        """How long values fetched from now on are fresh."""
-        self._refresh_s = refresh_s
-
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _known_absent(self, key: str) -> bool:
+    @property
+    def waiting(self) -> int:
+        """Keys that wait for a fetch to begin."""
+        return len(self._wanted)
+
+    def _known_absent(self, key: K) -> bool:
         entry = self._absent.get(key)
         return entry is not None and entry.expires > self._clock()
 
-    async def _ask(self, key: str) -> _Answer[V]:
-        if self._clock() < self._retry_at and key in self._entries:
-            return _Answer(done=True, failed=True)
-        answer = self._under_way.get(key)
-        if answer is None or answer.voided:
-            answer = self._wanted.setdefault(key, _Answer())
+    async def _ask(self, key: K) -> _Answer[V]:
+        if self._is_put_off(key):
+            return _Answer(failed=True)
+        answer = self._asked_for(key)
         while not answer.done:
-            if self._fetch_ended:
-                await self._fetch_ended.wait()
-            else:  # the first who wakes fetches for all who wait
+            if answer.fetched is not None:
+                await answer.fetched.wait()
+            elif self._is_put_off(key):
+                return _Answer(failed=True)
+            elif self._fetching < self._fetches_max:  # the first who wakes fetches for all who wait
                 await self._fetch_wanted()
+            else:
+                await self._room.wait()
         return answer
 
+    def _asked_for(self, key: K) -> _Answer[V]:
+        """The answer that all who ask for the key share, unless too many wait already."""
+        answer = self._under_way.get(key)
+        if answer is not None and not answer.voided:
+            return answer
+        if key not in self._wanted and len(self._wanted) >= self._waiting_max:
+            self.turned_away += 1
+            return _Answer(done=True, failed=True)
+        return self._wanted.setdefault(key, _Answer())
+
+    def _is_put_off(self, key: K) -> bool:
+        return self._clock() < self._retry_at and key in self._entries
+
     async def _fetch_wanted(self) -> None:
-        batch, self._wanted = self._wanted, {}
-        generation, self._under_way = self._generation, batch
-        self._fetch_ended = ended = asyncio.Event()
+        batch = {key: self._wanted[key] for key in islice(self._wanted, self._keys_max)}
+        generation, ended = self._generation, asyncio.Event()
+        for key, answer in batch.items():
+            del self._wanted[key]
+            answer.fetched = ended
+        self._under_way |= batch
+        self._fetching += 1
         try:
-            found = await self._fetch_or_fail(list(batch))
+            found = await self._fetch_or_fail(batch)
         except BaseException:
             self._want_again(batch)
             raise
         finally:
-            self._under_way, self._fetch_ended = {}, None
+            self._end(batch)
             ended.set()
         for key, answer in batch.items():
-            answer.done, answer.failed = True, found is None or key not in found
-            answer.value = found.get(key) if found else None
+            answer.done, answer.failed = True, key not in found
+            answer.value = found.get(key)
             if not (answer.failed or answer.voided):
                 self._hold(key, answer.value, generation)
 
-    def _want_again(self, batch: dict[str, _Answer[V]]) -> None:
+    def _end(self, batch: dict[K, _Answer[V]]) -> None:
+        self._fetching -= 1
+        for key, answer in batch.items():
+            if self._under_way.get(key) is answer:
+                del self._under_way[key]
+        self._room.set()
+        self._room = asyncio.Event()
+
+    def _want_again(self, batch: dict[K, _Answer[V]]) -> None:
         """Who fetched was cancelled: the next who wakes does it."""
         for key, answer in batch.items():
+            answer.fetched = None
             if self._wanted.setdefault(key, answer) is not answer:  # voided, and asked for anew since
                 answer.done = answer.failed = True
 
-    async def _fetch_or_fail(self, keys: list[str]) -> dict[str, V | None] | None:
+    async def _fetch_or_fail(self, batch: dict[K, _Answer[V]]) -> dict[K, V | None]:
         self.fetches += 1
         try:
-            return await self._fetch(keys)
-        except Exception:
-            self._retry_at = self._clock() + RETRY_AFTER_FAILURE_S
-            return None
+            return await self._fetch(list(batch))
+        except Exception as error:
+            for answer in batch.values():
+                answer.error = error
+            self._retry_at = self._clock() + self._retry_s
+            return {}
 
-    def _hold(self, key: str, value: V | None, generation: int) -> None:
+    def _hold(self, key: K, value: V | None, generation: int) -> None:
         now = self._clock()
         self._entries.pop(key, None)
         if value is None:
@@ -168,10 +220,12 @@ class TwoTier(Generic[V]):
             self._absent[key] = _Entry(None, generation, now + self._negative_s)
         else:
             _bound(self._entries, self._entries_max)
-            life_s = self._refresh_s * random.uniform(0.75, 1.0)  # noqa: S311
+            life_s = self._life_s(value) * random.uniform(0.75, 1.0)  # noqa: S311
             self._entries[key] = _Entry(value, generation, now + life_s)
 
 
-def _bound(entries: dict[str, _Entry[V]], entries_max: int) -> None:
-    while len(entries) >= entries_max:
-        del entries[next(iter(entries))]
+def _bound(entries: dict[Any, Any], entries_max: int) -> None:
+    """Make room for one more, by the oldest."""
+    if len(entries) >= entries_max:
+        for key in list(islice(entries, max(1, round(entries_max * _REMOVED_AT_ONCE)))):
+            del entries[key]

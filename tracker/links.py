@@ -35,10 +35,13 @@ class LinkCache:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.stream_healthy = False
-        self.tier: TwoTier[Config] = TwoTier(
+        self.tier: TwoTier[str, Config] = TwoTier(
             self._fetch,
             entries_max=limits.L1_ENTRIES_MAX,
-            refresh_s=limits.L1_BROKEN_S,
+            life_s=lambda _: limits.L1_REFRESH_S if self.stream_healthy else limits.L1_BROKEN_S,
+            keys_max=limits.FETCH_KEYS_MAX,
+            waiting_max=limits.FETCH_WAITING_MAX,
+            retry_s=limits.FETCH_RETRY_S,
             negative_s=limits.NEGATIVE_S,
             negative_entries_max=limits.NEGATIVE_ENTRIES_MAX,
         )
@@ -121,7 +124,6 @@ class LinkCache:
             self.tier.void_all()
         if not self.stream_healthy:
             self.stream_healthy = True
-            self.tier.live_at_most(limits.L1_REFRESH_S)
             self.tier.void_all()
         if key:
             self.tier.void(key)
@@ -130,7 +132,6 @@ class LinkCache:
     def _broken(self) -> None:
         if self.stream_healthy:
             self.stream_healthy = False
-            self.tier.live_at_most(limits.L1_BROKEN_S)
             self.tier.void_all()
 
 

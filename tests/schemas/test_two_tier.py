@@ -4,22 +4,27 @@ import asyncio
 
 import pytest
 
-from schemas.two_tier import RETRY_AFTER_FAILURE_S, SecondTierAway, TwoTier
+from schemas.two_tier import SecondTierAway, TwoTier
+
+RETRY_S = 1.0
 
 
 class Tier:
     """A second tier that the test fills, breaks, holds up and counts; and a clock that it turns."""
 
-    def __init__(self, *, entries_max: int = 100) -> None:
+    def __init__(
+        self, *, entries_max: int = 100, keys_max: int = 100, waiting_max: int = 1_000, fetches_max: int = 1
+    ) -> None:
         self.values: dict[str, str] = {"a": "1"}
         self.away = False
         self.cannot_tell: set[str] = set()
         self.open = asyncio.Event()
         self.open.set()
         self.asked: list[list[str]] = []
-        self.now = 1000.0
-        self.cache: TwoTier[str] = TwoTier(
-            self.fetch, entries_max=entries_max, refresh_s=60.0, negative_s=0.25, negative_entries_max=50,
+        self.now, self.life_s = 1000.0, 60.0
+        self.cache: TwoTier[str, str] = TwoTier(
+            self.fetch, entries_max=entries_max, life_s=lambda _: self.life_s, negative_s=0.25, negative_entries_max=50,
+            keys_max=keys_max, waiting_max=waiting_max, fetches_max=fetches_max, retry_s=RETRY_S,
             clock=lambda: self.now,
         )  # fmt: skip
 
@@ -85,7 +90,7 @@ async def test_a_value_is_asked_for_again_when_its_life_is_over(tier: Tier) -> N
 
 
 async def test_a_shorter_life_holds_for_what_is_fetched_from_then_on(tier: Tier) -> None:
-    tier.cache.live_at_most(3)
+    tier.life_s = 3
     await tier.cache.get("a")
     tier.now += 3
     assert tier.cache.fresh("a") is None
@@ -155,7 +160,7 @@ async def test_a_stale_value_is_used_only_when_the_fetch_fails(tier: Tier) -> No
     assert await tier.cache.get("a") == "1"
     assert tier.cache.stale_answers == 1
     tier.away = False
-    tier.now += RETRY_AFTER_FAILURE_S
+    tier.now += RETRY_S
     assert await tier.cache.get("a") == "2"
 
 
@@ -188,7 +193,7 @@ async def test_while_it_is_away_what_is_held_is_answered_at_once_and_tried_again
     for _ in range(10):
         assert await tier.cache.get("a") == "1"
     assert len(tier.asked) == 2
-    tier.now += RETRY_AFTER_FAILURE_S
+    tier.now += RETRY_S
     await tier.cache.get("a")
     assert len(tier.asked) == 3
 
@@ -254,3 +259,84 @@ async def test_what_is_held_is_bounded() -> None:
     assert len(tier.cache) == 10
     assert len(tier.cache._absent) == 50
     assert await tier.cache.get("0") == "0"
+
+
+async def test_a_fetch_asks_for_a_bounded_number_of_keys() -> None:
+    tier = Tier(keys_max=7)
+    tier.open.clear()
+    waiting = await tier.asking(*(f"b{n}" for n in range(101)))
+    tier.open.set()
+    assert await asyncio.gather(*waiting) == [None] * 101
+    assert [len(asked) for asked in tier.asked] == [1] + [7] * 14 + [2]
+
+
+async def test_who_asks_when_too_many_wait_is_told_so_at_once_and_stale_values_still_serve() -> None:
+    tier = Tier(waiting_max=10)
+    await tier.cache.get("a")
+    tier.cache.void_all()
+    tier.open.clear()
+    under_way = await tier.asking("b")
+    waiting = await tier.asking(*(f"c{n}" for n in range(10)))
+    with pytest.raises(SecondTierAway):
+        await tier.cache.get("d")
+    assert await tier.cache.get("a") == "1"
+    joining = await tier.asking("c3")
+    assert (tier.cache.waiting, tier.cache.turned_away) == (10, 2)
+    tier.open.set()
+    assert await asyncio.gather(*under_way, *waiting, *joining) == [None] * 12
+
+
+async def test_several_fetches_may_be_under_way_and_each_key_in_one_of_them() -> None:
+    tier = Tier(keys_max=1, fetches_max=3)
+    tier.open.clear()
+    waiting = await tier.asking(*"abcdabcd")
+    assert tier.asked == [["a"], ["b"], ["c"]]
+    tier.open.set()
+    assert await asyncio.gather(*waiting) == ["1", None, None, None] * 2
+    assert tier.asked == [["a"], ["b"], ["c"], ["d"]]
+
+
+async def test_a_change_during_one_of_two_fetches_of_a_key_is_seen_whichever_ends_first() -> None:
+    tier = Tier(keys_max=1, fetches_max=2)
+    tier.open.clear()
+    before = await tier.asking("a")
+    tier.values["a"] = "2"
+    tier.cache.void("a")
+    after = await tier.asking("a")
+    assert tier.asked == [["a"], ["a"]]
+    tier.open.set()
+    assert await asyncio.gather(*before, *after) == ["1", "2"]
+    assert tier.cache.fresh("a") == "2"
+
+
+async def test_what_is_held_does_not_wait_behind_a_fetch_that_fails(tier: Tier) -> None:
+    await tier.cache.get("a")
+    tier.cache.void_all()
+    tier.open.clear()
+    tier.away = True
+    first = await tier.asking("b")
+    stale = await tier.asking("a")
+    tier.open.set()
+    assert await asyncio.gather(*stale) == ["1"]
+    assert tier.asked == [["a"], ["b"]]
+    with pytest.raises(SecondTierAway):
+        await first[0]
+
+
+async def test_the_reason_of_a_failed_fetch_is_told(tier: Tier) -> None:
+    tier.away = True
+    with pytest.raises(SecondTierAway) as away:
+        await tier.cache.get("a")
+    assert isinstance(away.value.__cause__, ConnectionError)
+
+
+async def test_the_oldest_give_way_and_room_is_made_for_several_at_once() -> None:
+    """A dict that gives up its first key again and again walks over all that it gave up before."""
+    tier = Tier(entries_max=1_000)
+    tier.values = {str(n): str(n) for n in range(3_000)}
+    held = []
+    for n in range(3_000):
+        await tier.cache.get(str(n))
+        held.append(len(tier.cache))
+    assert (min(held[1_000:]), max(held)) == (991, 1_000)
+    assert [tier.cache.fresh(str(n)) for n in (1_999, 2_010, 2_999)] == [None, "2010", "2999"]
