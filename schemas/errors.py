@@ -15,6 +15,7 @@ STATUS = {
     "method_not_allowed": 405,
     "too_slow": 408,
     "conflict": 409,
+    "not_approved": 409,
     "precondition_failed": 412,
     "too_large": 413,
     "too_long": 414,

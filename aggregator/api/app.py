@@ -12,8 +12,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import structlog
 from aiohttp import web
 
-from aggregator.api import advertisers, audit, health, keys, links, offers, partners, reports, system
-from aggregator.api.calling import CALLER, Api
+from aggregator.api import (
+    advertisers,
+    approvals,
+    audit,
+    health,
+    keys,
+    links,
+    offers,
+    partners,
+    reports,
+    system,
+    terms,
+)
+from aggregator.api.authentication import authenticate
+from aggregator.api.calling import CALLER, Api, Caller
 from aggregator.api.idempotency import Replayed
 from aggregator.api.writing import respond_again
 from aggregator.db.connect import acquire, pool
@@ -41,9 +54,20 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("DELETE", "/v1/partners/{id}", ADMIN, "partners", partners.archive),
     ("POST", "/v1/offers", ADMIN, "offers", offers.post),
     ("POST", "/v1/links", ADMIN, "links", links.post),
+    ("GET", "/v1/offers", ADMIN, "offers", offers.listed),
     ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
+    ("GET", "/v1/offers/{id}", ADMIN, "offers", offers.get),
+    ("PATCH", "/v1/offers/{id}", ADMIN, "offers", offers.patch),
+    ("DELETE", "/v1/offers/{id}", ADMIN, "offers", offers.archive),
+    ("GET", "/v1/offers/{id}/terms", ADMIN, "offers", terms.listed),
+    ("POST", "/v1/offers/{id}/terms", ADMIN, "offers", terms.post),
+    ("GET", "/v1/offers/{id}/partners", ADMIN, "offers", approvals.listed),
+    ("PUT", "/v1/offers/{id}/partners/{partner_id}", ADMIN, "offers", approvals.put),
+    ("GET", "/v1/links", ADMIN, "links", links.listed),
     ("POST", "/v1/keys", ADMIN, "keys", keys.post),
+    ("GET", "/v1/links/{id}", ADMIN, "links", links.get),
     ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
+    ("DELETE", "/v1/links/{id}", ADMIN, "links", links.archive),
     ("GET", "/v1/system", ADMIN, "system", system.get),
     ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, "system", system.write_off),
     ("POST", "/v1/system/partitions/resume", ADMIN, "system", system.resume),

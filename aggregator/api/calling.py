@@ -26,7 +26,7 @@ Name = Annotated[
 ]
 Body = TypeVar("Body", bound=msgspec.Struct)
 
-_PLACE = re.compile(r" - at `\$\.?([^`]*)`\Z")
+_PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`\Z")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _SHOWN_MAX = 200
@@ -88,9 +88,9 @@ def answer(body: dict[str, Any], status: int = 200, version: int | None = None) 
     return web.json_response(body, status=status, headers=headers)
 
 
-def path_id(request: web.Request, noun: str) -> int:
-    """The `{id}` of the path. Raises Refused("not_found") for what can be no id."""
-    text = request.match_info["id"]
+def path_id(request: web.Request, noun: str, name: str = "id") -> int:
+    """The `{id}` of the path, or another one. Raises Refused("not_found") for what can be no id."""
+    text = request.match_info[name]
     if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= ID_MAX):
         raise Refused("not_found", f"there is no such {noun}")
     return int(text)

@@ -2,75 +2,197 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
-from aggregator.api import rows
-from aggregator.api.calling import Api, Id, given, path_id, read_body
+from aggregator.api import approvals, rows
+from aggregator.api.calling import Api, Id, answer, given, path_id, read_body
+from aggregator.api.dates import Instant, check_order, read_dates
+from aggregator.api.destinations import check_url, own_urls
+from aggregator.api.references import ExternalId
 from aggregator.api.secret_text import random_base62
-from aggregator.api.writing import changing, respond
-from aggregator.db.connect import Database, Row
+from aggregator.api.writing import Change, changing, respond
+from aggregator.db.connect import Database, Row, acquire
 from schemas import limits
 from schemas.errors import Refused
 from schemas.links import CODE
 
-COLUMNS = ("id", "code", "offer_id", "partner_id", "status", "created_at")
+COLUMNS = (
+    "id", "code", "domain_id", "offer_id", "partner_id", "status", "paused_by_partner", "external_id",
+    "destination_url", "fallback_url", "starts_at", "ends_at", "created_at",
+)  # fmt: skip
+FILTERS: rows.Filters = {
+    "partner_id": int, "offer_id": int, "status": str, "code": str, "external_id": str, "domain_id": int,
+}  # fmt: skip
 CODE_LENGTH = 8  # of 62: a new one meets one of a million others once in 200 million, and is then drawn again
+LINK = "(SELECT link.*, domain.host FROM link LEFT JOIN domain ON domain.id = domain_id) AS link"
+_FIXED = ("code", "domain_id", "offer_id", "partner_id")
 
 
 class LinkBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`domain_id` is that of a domain with codes of its own; `destination_url` leads elsewhere than the offer does."""
+
     offer_id: Id
     partner_id: Id
     code: str | None = None
+    domain_id: Id | None = None
+    status: Literal["active", "paused"] = "active"
+    external_id: ExternalId | None = None
+    destination_url: str | None = None
+    fallback_url: str | None = None
+    starts_at: Instant | None = None
+    ends_at: Instant | None = None
 
 
 class LinkChange(msgspec.Struct, forbid_unknown_fields=True):
-    status: Literal["active", "paused"]
+    """The last four are there to be told why they cannot change."""
+
+    status: Literal["active", "paused", "archived"] | UnsetType = UNSET
+    external_id: ExternalId | UnsetType | None = UNSET
+    destination_url: str | UnsetType | None = UNSET
+    fallback_url: str | UnsetType | None = UNSET
+    starts_at: Instant | UnsetType | None = UNSET
+    ends_at: Instant | UnsetType | None = UNSET
+    code: Any = UNSET
+    domain_id: Any = UNSET
+    offer_id: Any = UNSET
+    partner_id: Any = UNSET
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
-    """`POST /v1/links {offer_id, partner_id, code?}` -> `{id, code, url, live}`; `live` once the edge answers it."""
+    """`POST /v1/links {offer_id, partner_id, code?, ...}` -> the link, its `url`; `live` once edges redirect it."""
     body = await read_body(request, LinkBody)
-    if body.code is not None and not CODE.fullmatch(body.code):
+    async with changing(api, request) as change:
+        values = read(body, await own_urls(change.db, api.public_url))
+        row = await insert(change, values)
+        change.answers(shown(api, row), 201, row["version"])
+    return await respond(api, change)
+
+
+async def get(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/links/{id}` -> the link, its version as ETag."""
+    async with acquire(api.pool) as db:
+        row = await one(db, path_id(request, "link"))
+    return answer(shown(api, row), version=row["version"])
+
+
+async def listed(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/links?partner_id&offer_id&status&code&external_id&domain_id&limit&cursor` -> `{data, truncated,
+    next_cursor}`."""
+    async with acquire(api.pool) as db:
+        found = await rows.page(db, LINK, (*COLUMNS, "host"), FILTERS, request)
+    return answer(found | {"data": [_with_url(api, row) for row in found["data"]]})
+
+
+async def patch(api: Api, request: web.Request) -> web.Response:
+    """`PATCH /v1/links/{id}`, `If-Match` -> the link as it is now; `live` once edges do as it says."""
+    body = await read_body(request, LinkChange)
+    for name in _FIXED:
+        if getattr(body, name) is not UNSET:
+            raise Refused("bad_value", f"the {name} of a link that was published cannot change: make another", name)
+    return await _change(api, request, body)
+
+
+async def archive(api: Api, request: web.Request) -> web.Response:
+    """`DELETE /v1/links/{id}`: it leads to the fallback, its code stays taken, and a PATCH brings it back."""
+    return await _change(api, request, LinkChange(status="archived"))
+
+
+def read(body: LinkBody | LinkChange, own: tuple[str, ...]) -> dict[str, Any]:
+    """The columns that a body names, checked. `own` are the URLs that nothing may lead back to. Raises Refused naming
+    the field."""
+    values = read_dates(given(body))
+    for name in ("destination_url", "fallback_url"):
+        check_url(name, values.get(name), own)
+    if values.get("code") is not None and not CODE.fullmatch(values["code"]):
         raise Refused(
             "bad_value",
             f"code must be 1 to {limits.CODE_MAX} letters, digits, - or _, and begin with a letter or digit",
             "code",
         )
-    async with changing(api, request) as change:
-        row = await _insert(change.db, body)
-        await change.tell_redis("link", row["id"])
-        await change.record("create_link", f"link:{row['id']}", after=_shown(api, row))
-        change.answers(_shown(api, row), 201, row["version"])
-    return await respond(api, change)
+    return values
 
 
-async def patch(api: Api, request: web.Request) -> web.Response:
-    """`PATCH /v1/links/{id} {status}` -> the link; `live` once the edge does as it says."""
+async def insert(change: Change, values: Mapping[str, Any]) -> Row:
+    """Make a link and publish it, under a code of our own where it names none. Raises Refused where its partner may not
+    run its offer, its domain shares the codes of the public URL, or its code is taken."""
+    await _check_parties(change.db, values["offer_id"], values["partner_id"])
+    if values.get("domain_id") is not None:
+        await _check_domain(change.db, values["domain_id"])
+    link_id = await _insert(change.db, values)
+    row = await one(change.db, link_id)
+    check_order(row)
+    await change.tell_redis("link", link_id)
+    await change.record("create_link", f"link:{link_id}", after=rows.shown(row, COLUMNS))
+    return row
+
+
+async def one(db: Database, link_id: int) -> Row:
+    """A link with the host it has a code on. Raises Refused("not_found")."""
+    row = await db.fetchrow(f"SELECT * FROM {LINK} WHERE id = $1", link_id)  # noqa: S608
+    if row is None:
+        raise Refused("not_found", "there is no such link")
+    return row
+
+
+def shown(api: Api, row: Row, columns: tuple[str, ...] = COLUMNS) -> dict[str, Any]:
+    """A row of `LINK` as it is answered, with its `url`."""
+    return _with_url(api, rows.shown(row, (*columns, "host")))
+
+
+async def _change(api: Api, request: web.Request, body: LinkChange) -> web.Response:
     link_id = path_id(request, "link")
-    body = await read_body(request, LinkChange)
     async with changing(api, request) as change:
-        after = await rows.alter(change, "link", link_id, given(body), COLUMNS, request)
-        change.answers(_shown(api, after), version=after["version"])
+        values = read(body, await own_urls(change.db, api.public_url))
+        if "status" in values:
+            values["paused_by_partner"] = False
+        after = await rows.alter(change, "link", link_id, values, COLUMNS, request)
+        check_order(after)
+        change.answers(shown(api, await one(change.db, link_id)), version=after["version"])
     return await respond(api, change)
 
 
-async def _insert(db: Database, body: LinkBody) -> Row:
+async def _insert(db: Database, values: Mapping[str, Any]) -> int:
+    names, places = ", ".join(values), ", ".join(f"${n}" for n in range(1, len(values) + 1))
+    sql = (
+        f"INSERT INTO link ({names}) VALUES ({places}) ON CONFLICT ON CONSTRAINT link_code_key DO NOTHING RETURNING id"  # noqa: S608
+    )
     while True:
-        row = await db.fetchrow(
-            "INSERT INTO link (code, offer_id, partner_id) VALUES ($1, $2, $3)"
-            " ON CONFLICT ON CONSTRAINT link_code_key DO NOTHING RETURNING *",
-            body.code or random_base62(CODE_LENGTH),
-            body.offer_id,
-            body.partner_id,
-        )
-        if row is not None:
-            return row
-        if body.code is not None:
+        code = values.get("code") or random_base62(CODE_LENGTH)
+        link_id: int | None = await db.fetchval(sql, *{**values, "code": code}.values())
+        if link_id is not None:
+            return link_id
+        if values.get("code") is not None:
             raise Refused("conflict", "this code is taken", "code")
 
 
-def _shown(api: Api, row: Row) -> dict[str, Any]:
-    return rows.shown(row, COLUMNS) | {"url": f"{api.public_url}/c/{row['code']}"}
+async def _check_parties(db: Database, offer_id: int, partner_id: int) -> None:
+    offer = await db.fetchrow("SELECT status, access FROM offer WHERE id = $1", offer_id)
+    partner = await db.fetchrow("SELECT status FROM partner WHERE id = $1", partner_id)
+    for kind, row in (("offer", offer), ("partner", partner)):
+        if row is None:
+            raise Refused("bad_value", f"there is no such {kind}", f"{kind}_id")
+        if row["status"] == "archived":
+            raise Refused("conflict", f"this {kind} is archived", f"{kind}_id")
+    assert offer is not None
+    if offer["access"] != "open" and await approvals.standing(db, offer_id, partner_id) != "approved":
+        raise Refused("not_approved", "this partner is not approved for this offer", "partner_id")
+
+
+async def _check_domain(db: Database, domain_id: int) -> None:
+    """A domain that shares its codes has every link already; the lock keeps it from sharing them while this lasts."""
+    domain = await db.fetchrow("SELECT status, own_links FROM domain WHERE id = $1 FOR SHARE", domain_id)
+    if domain is None or domain["status"] != "active":
+        raise Refused("bad_value", "there is no such domain", "domain_id")
+    if not domain["own_links"]:
+        raise Refused("bad_value", "this domain has no links of its own: it serves those without a domain", "domain_id")
+
+
+def _with_url(api: Api, shown: dict[str, Any]) -> dict[str, Any]:
+    host = shown.pop("host")
+    scheme = api.public_url.partition("://")[0]
+    return shown | {"url": f"{f'{scheme}://{host}' if host else api.public_url}/c/{shown['code']}"}

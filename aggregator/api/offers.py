@@ -1,91 +1,159 @@
-"""Offers: where a link leads and what it pays."""
+"""Offers: what partners bring visitors to, whom it is for, and what it pays."""
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
-from aggregator.api import rows
-from aggregator.api.calling import Api, Id, Name, read_body
-from aggregator.api.references import refer
-from aggregator.api.writing import changing, respond
-from aggregator.db.connect import Database
+from aggregator.api import rows, terms
+from aggregator.api.calling import Api, Id, Name, answer, given, path_id, read_body
+from aggregator.api.dates import Instant, check_order, read_dates
+from aggregator.api.destinations import check_url, own_urls
+from aggregator.api.references import ExternalId, refer
+from aggregator.api.targeting import read_hosts, read_landings, read_targeting
+from aggregator.api.terms import Cpa, Cps
+from aggregator.api.writing import Change, changing, respond
+from aggregator.db.connect import Database, Row, acquire
+from aggregator.reports.asked import read_zone
 from schemas import limits, money
 from schemas.errors import Refused
-from schemas.links import check_destination
+from schemas.links import Landing, Targeting
 
-COLUMNS = ("id", "advertiser_id", "name", "status", "destination_url", "currency", "created_at")
-_PERCENT = re.compile(r"\d{1,3}(\.\d{1,6})?", re.ASCII)
-
-
-class Cpa(msgspec.Struct, tag_field="model", tag="cpa", forbid_unknown_fields=True):
-    """A fixed amount for each conversion."""
-
-    amount_minor: Annotated[int, msgspec.Meta(ge=0, le=limits.AMOUNT_MINOR_MAX)]
-    currency: str
-
-
-class Cps(msgspec.Struct, tag_field="model", tag="cps", forbid_unknown_fields=True):
-    """A share of each sale; `percent` is a decimal string."""
-
-    percent: str
-    currency: str
+COLUMNS = (
+    "id", "advertiser_id", "name", "status", "access", "external_id", "destination_url", "fallback_url", "currency",
+    "click_id_parameter", "deep_link_hosts", "pass_parameters", "starts_at", "ends_at", "timezone", "targeting",
+    "landings", "created_at",
+)  # fmt: skip
+FILTERS: rows.Filters = {"status": str, "advertiser_id": int, "access": str, "external_id": str, "name": str}
+Access = Literal["open", "approval", "private"]
+Parameter = Annotated[
+    str, msgspec.Meta(max_length=limits.PARAMETER_NAME_MAX, pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]*\Z")
+]  # of a query, as no encoding changes it
+_SHOWN = (*COLUMNS, "payout")
+_OFFER = f"(SELECT offer.*, {terms.IN_FORCE} FROM offer) AS offer"  # noqa: S608
 
 
 class OfferBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`payout` are its first terms; `currency` is that of amounts which come without one, else the payout's."""
+
     advertiser_id: Id
     name: Name
     destination_url: str
     payout: Cpa | Cps
+    currency: str | None = None
+    status: Literal["active", "paused"] = "active"
+    access: Access = "open"
+    external_id: ExternalId | None = None
+    fallback_url: str | None = None
+    click_id_parameter: Parameter = "click_id"
+    deep_link_hosts: list[str] = []
+    pass_parameters: bool = False
+    starts_at: Instant | None = None
+    ends_at: Instant | None = None
+    timezone: str | None = None
+    targeting: Targeting | None = None
+    landings: list[Landing] = []
+
+
+class OfferChange(msgspec.Struct, forbid_unknown_fields=True):
+    """`advertiser_id` stays: what was earned is owed by it. Other terms are a call of their own."""
+
+    name: Name | UnsetType = UNSET
+    destination_url: str | UnsetType = UNSET
+    currency: str | UnsetType = UNSET
+    status: Literal["active", "paused", "archived"] | UnsetType = UNSET
+    access: Access | UnsetType = UNSET
+    external_id: ExternalId | UnsetType | None = UNSET
+    fallback_url: str | UnsetType | None = UNSET
+    click_id_parameter: Parameter | UnsetType = UNSET
+    deep_link_hosts: list[str] | UnsetType = UNSET
+    pass_parameters: bool | UnsetType = UNSET
+    starts_at: Instant | UnsetType | None = UNSET
+    ends_at: Instant | UnsetType | None = UNSET
+    timezone: str | UnsetType | None = UNSET
+    targeting: Targeting | UnsetType | None = UNSET
+    landings: list[Landing] | UnsetType = UNSET
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
-    """`POST /v1/offers {advertiser_id, name, destination_url, payout}` -> `{id}`."""
+    """`POST /v1/offers {advertiser_id, name, destination_url, payout, ...}` -> the offer."""
     body = await read_body(request, OfferBody)
-    check(body, api.public_url)
+    terms.check_payout(body.payout, "payout.")
     async with changing(api, request) as change:
-        values = {
-            "advertiser_id": body.advertiser_id,
-            "name": body.name,
-            "destination_url": body.destination_url,
-            "currency": body.payout.currency,
-        }
+        values = read(body, await own_urls(change.db, api.public_url))
+        values["currency"] = body.currency or body.payout.currency
         row = await rows.create(change, "offer", values, COLUMNS)
-        await refer(change, "offer", row["id"], None)
-        await _insert_terms(change.db, row["id"], body.payout)
+        check_order(row)
+        await refer(change, "offer", row["id"], body.external_id)
+        await terms.add_first(change.db, row["id"], body.payout)
+        await _answer(change, row["id"], 201)
     return await respond(api, change)
 
 
-def check(body: OfferBody, public_url: str) -> None:
-    """Raises Refused for a destination that must not be, an unknown currency, a percent out of range."""
-    try:
-        check_destination(body.destination_url, own_urls=(public_url,))
-    except ValueError as error:
-        raise Refused("bad_value", f"destination_url {error}", "destination_url") from None
-    if body.payout.currency not in money.EXPONENT:
-        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", "payout.currency")
-    if isinstance(body.payout, Cps) and not _is_percent(body.payout.percent):
-        raise Refused(
-            "bad_value",
-            "percent must be a decimal string above 0 and at most 100, with at most 6 decimals",
-            "payout.percent",
-        )
+async def get(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/offers/{id}` -> the offer with the terms now in force, its version as ETag."""
+    async with acquire(api.pool) as db:
+        row = await _one(db, path_id(request, "offer"))
+    return answer(rows.shown(row, _SHOWN), version=row["version"])
 
 
-def _is_percent(text: str) -> bool:
-    return _PERCENT.fullmatch(text) is not None and 0 < Decimal(text) <= 100
+async def listed(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/offers?status&advertiser_id&access&external_id&name&limit&cursor` -> `{data, truncated,
+    next_cursor}`."""
+    async with acquire(api.pool) as db:
+        return answer(await rows.page(db, _OFFER, _SHOWN, FILTERS, request))
 
 
-async def _insert_terms(db: Database, offer_id: int, payout: Cpa | Cps) -> None:
-    await db.execute(
-        "INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency) VALUES ($1, $2, $3, $4, $5)",
-        offer_id,
-        "cpa" if isinstance(payout, Cpa) else "cps",
-        payout.amount_minor if isinstance(payout, Cpa) else None,
-        Decimal(payout.percent) if isinstance(payout, Cps) else None,
-        payout.currency,
-    )
+async def patch(api: Api, request: web.Request) -> web.Response:
+    """`PATCH /v1/offers/{id}`, `If-Match` -> the offer as it is now; `live` once edges do as it says."""
+    return await _change(api, request, await read_body(request, OfferChange))
+
+
+async def archive(api: Api, request: web.Request) -> web.Response:
+    """`DELETE /v1/offers/{id}`: its links lead to the fallback; nothing is forgotten, and a PATCH brings it back."""
+    return await _change(api, request, OfferChange(status="archived"))
+
+
+def read(body: OfferBody | OfferChange, own: tuple[str, ...]) -> dict[str, Any]:
+    """The columns that a body names, checked, in the one form that they are kept in; terms are not among them. `own`
+    are the URLs that nothing may lead back to. Raises Refused naming the field."""
+    values = read_dates({name: value for name, value in given(body).items() if name != "payout"})
+    for name in ("destination_url", "fallback_url"):
+        check_url(name, values.get(name), own)
+    if values.get("currency") is not None and values["currency"] not in money.EXPONENT:
+        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", "currency")
+    if values.get("timezone") is not None:
+        read_zone(values["timezone"])
+    if body.targeting:
+        values["targeting"] = read_targeting(body.targeting) or None
+    if body.landings:
+        values["landings"] = read_landings(body.landings, own)
+    if body.deep_link_hosts:
+        values["deep_link_hosts"] = read_hosts(body.deep_link_hosts, own)
+    return values
+
+
+async def _change(api: Api, request: web.Request, body: OfferChange) -> web.Response:
+    offer_id = path_id(request, "offer")
+    async with changing(api, request) as change:
+        values = read(body, await own_urls(change.db, api.public_url))
+        after = await rows.alter(change, "offer", offer_id, values, COLUMNS, request)
+        check_order(after)
+        await refer(change, "offer", offer_id, after["external_id"])
+        await _answer(change, offer_id)
+    return await respond(api, change)
+
+
+async def _answer(change: Change, offer_id: int, status: int = 200) -> None:
+    row = await _one(change.db, offer_id)
+    change.answers(rows.shown(row, _SHOWN), status, row["version"])
+
+
+async def _one(db: Database, offer_id: int) -> Row:
+    row = await db.fetchrow(f"SELECT * FROM {_OFFER} WHERE id = $1", offer_id)  # noqa: S608
+    if row is None:
+        raise Refused("not_found", "there is no such offer")
+    return row

@@ -1,0 +1,23 @@
+"""Where visitors may be sent: anywhere but back to this tracker, by whichever of its hosts."""
+
+from __future__ import annotations
+
+from aggregator.db.connect import Database
+from schemas.errors import Refused
+from schemas.links import check_destination
+
+
+async def own_urls(db: Database, public_url: str) -> tuple[str, ...]:
+    """The origins that this tracker is reached by."""
+    hosts = await db.fetch("SELECT host FROM domain")
+    return (public_url, *(f"{scheme}://{row['host']}" for row in hosts for scheme in ("http", "https")))
+
+
+def check_url(field: str, url: str | None, own: tuple[str, ...]) -> None:
+    """Raises Refused naming the field for a URL that can be no destination; None is none."""
+    if url is None:
+        return
+    try:
+        check_destination(url, own)
+    except ValueError as error:
+        raise Refused("bad_value", f"{field} {error}", field) from None
