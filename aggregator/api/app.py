@@ -25,8 +25,7 @@ from aggregator.api import (
     system,
     terms,
 )
-from aggregator.api.authentication import authenticate
-from aggregator.api.calling import CALLER, Api, Caller
+from aggregator.api.calling import CALLER, Api
 from aggregator.api.idempotency import Replayed
 from aggregator.api.writing import respond_again
 from aggregator.db.connect import acquire, pool
@@ -52,10 +51,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/partners/{id}", ADMIN, "partners", partners.get),
     ("PATCH", "/v1/partners/{id}", ADMIN, "partners", partners.patch),
     ("DELETE", "/v1/partners/{id}", ADMIN, "partners", partners.archive),
-    ("POST", "/v1/offers", ADMIN, "offers", offers.post),
-    ("POST", "/v1/links", ADMIN, "links", links.post),
     ("GET", "/v1/offers", ADMIN, "offers", offers.listed),
-    ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
+    ("POST", "/v1/offers", ADMIN, "offers", offers.post),
     ("GET", "/v1/offers/{id}", ADMIN, "offers", offers.get),
     ("PATCH", "/v1/offers/{id}", ADMIN, "offers", offers.patch),
     ("DELETE", "/v1/offers/{id}", ADMIN, "offers", offers.archive),
@@ -64,10 +61,12 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/offers/{id}/partners", ADMIN, "offers", approvals.listed),
     ("PUT", "/v1/offers/{id}/partners/{partner_id}", ADMIN, "offers", approvals.put),
     ("GET", "/v1/links", ADMIN, "links", links.listed),
-    ("POST", "/v1/keys", ADMIN, "keys", keys.post),
+    ("POST", "/v1/links", ADMIN, "links", links.post),
     ("GET", "/v1/links/{id}", ADMIN, "links", links.get),
-    ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
+    ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
     ("DELETE", "/v1/links/{id}", ADMIN, "links", links.archive),
+    ("POST", "/v1/keys", ADMIN, "keys", keys.post),
+    ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
     ("GET", "/v1/system", ADMIN, "system", system.get),
     ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, "system", system.write_off),
     ("POST", "/v1/system/partitions/resume", ADMIN, "system", system.resume),
