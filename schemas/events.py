@@ -32,7 +32,7 @@ class Click(msgspec.Struct, tag_field="kind", tag="click", kw_only=True, frozen=
     referer: str = ""  # host only
     source_id: str = ""
     click_ref: str = ""
-    subs: dict[str, str] = {}  # sub1..sub10 and the ad click ids that were present
+    subs: dict[str, str] = {}  # those of sub1..sub10, ad click ids, creative_id, uid, coupon_code, qr that were present
 
 
 class Conversion(msgspec.Struct, tag_field="kind", tag="conversion", kw_only=True, frozen=True, omit_defaults=True):

@@ -8,6 +8,8 @@ LINE_BYTES_MAX = 32_768  # read of a request line, so that a too long query gets
 HEADER_BYTES_MAX = 8_190  # one header line or field, aiohttp's own default said explicitly
 BODY_BYTES_MAX = 262_144  # 100 conversions with every field filled come to about 100 kB
 CONVERSIONS_PER_POST_MAX = 100  # one body is one durability wait
+FORWARDED_MAX = 1_024  # characters of X-Forwarded-For that are read, from its right end: some twenty proxies
+LANGUAGES_MAX = 100  # characters read of Accept-Language, whose first language is the visitor's
 VALUE_MAX = 255  # characters kept of a sub id, source or click ref; the rest is cut, the click is kept
 USER_AGENT_MAX = 512  # characters read of a User-Agent; real ones end before 300
 ORDER_ID_MAX = 255  # characters of an order id; refused beyond, because cutting could merge two orders
@@ -15,6 +17,12 @@ EVENT_NAME_MAX = 64  # characters of a conversion's event name
 DESTINATION_MAX = 2_048  # characters of a destination URL; what every browser accepts in a Location
 NAME_MAX = 200  # characters of a name typed by an operator
 AMOUNT_MINOR_MAX = 10**15  # no order is worth ten trillion; above it the sender's units are wrong
+
+# QR codes, drawn by an edge
+QR_HELD_MAX = 1_000  # per process, about 5 MB
+QR_LIFE_S = 86_400.0  # what a code says never changes; browsers keep it as long
+QR_PAUSE_S = 0.1  # after each, so that drawing never takes more than about a tenth of the interpreter from the clicks
+QR_WAITING_MAX = 20  # more would wait longer than two seconds: they are told to come back
 
 # Connections
 KEEPALIVE_S = 75.0  # longer than a balancer's idle time (60 s), else its reused connections are reset
@@ -62,6 +70,8 @@ FLUSH_EVERY_S = 0.200  # live counters, one pipeline per flush
 COUNTER_TIMEOUT_S = 1.0  # the flusher is off the request path; a slow Redis only delays display values
 COUNTER_KEYS_MAX = 200_000  # (key, field) pairs held while Redis is away; beyond it they are dropped, counted
 COUNTER_TTL_S = 172_800  # display values are of use for two days
+CAPS_HELD_MAX = 100_000  # caps in a period that one edge counts, about 20 MB; the longest unused are asked again
+CAPS_SENT_MAX = 5_000  # caps in one flush: some 10 ms of Redis, when there is much to say after it was away
 PUBLISH_TIMEOUT_S = 2.0  # the publisher and the API's own publish; beyond it the answer says `live: false`
 
 # The link cache
@@ -77,7 +87,12 @@ STREAM_SILENCE_S = 3.0  # three beats missed: the stream is broken
 STREAM_BEAT_S = 1.0  # the publisher's beat on the invalidation channel
 COMPLETE_TTL_S = 5  # life of the marker which says that the set of links in Redis is complete
 OUTBOX_POLL_S = 0.200  # how often the publisher looks for changes that the API could not publish itself
-REFILL_BATCH = 1_000  # values per pipeline when Redis is filled again
+REFILL_BATCH = 1_000  # rows read at once when Redis is filled again, or the outbox is drained
+REFILL_VALUES_PER_S = 20_000  # leaves Redis to the edges: 100,000 links in 5 s, a million in 50 s
+REFILL_USED_WITHIN_S = 10_800.0  # links clicked in the last three hours are filled first
+REFILL_USED_QUERY_S = 3.0  # to find them; it costs less than waiting for all others to be filled before them
+WRITE_AT_ONCE = 200  # values in one script, about 1 ms in which Redis answers nobody else
+OUTBOX_COUNTED_MAX = 100_000  # beyond it the figure says no more
 
 # The aggregator
 BATCH_EVENTS_MAX = 5_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long
@@ -85,6 +100,12 @@ READ_BYTES_MAX = 2 * 1024 * 1024  # one read of the journal; about BATCH_EVENTS_
 FENCE_WAIT_S = 1.0  # a healthy holder commits in less; one that waits for its client is frozen and is ended
 FENCE_GIVE_UP_S = 5  # whole seconds; the frozen holder could not be ended: drop the batch, begin again
 REREAD_POSITIONS_S = 5.0  # a quiet consumer asks again where it is: Postgres may have been restored meanwhile
+SETTLE_CAPS_S = 1.0  # how often Redis hears what Postgres counted against caps; a round that takes longer is rarer
+SETTLE_SHARE = 0.2  # of the time, at most, this keeps one connection of Postgres busy
+SETTLE_STATEMENT_S = 60.0  # the first look at a cap that has no period reads all that its offer ever had
+SETTLE_LATEST_S = 7_200.0  # what happened this long ago is summed once: late events come within minutes
+SETTLE_AGAIN_S = 86_400.0  # then it is summed again, for what came later still
+SETTLE_BATCH = 1_000  # caps in one statement, and in one script of Redis
 TASK_RESTART_MAX_S = 5.0  # the longest pause before a crashed task begins again
 PRUNE_EVERY_S = 60.0  # segments are removed this much later than they might be
 TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
@@ -151,6 +172,9 @@ ROTATION_H_MAX = 720  # a month of two keys is long enough
 DOMAINS_MAX = 200  # they lie in one value, which every edge reads again when any of them changes
 BLOCKS_MAX = 1_000  # of one partner, and of all: they lie in one value, which its clicks may have to read
 IDEMPOTENCY_KEEP_H = 24  # a repetition comes within minutes; later ones are other requests
+CAPS_PER_PARTNER_MAX = 200  # they lie in the partner's value, too, and every click of it looks at all of them
+CAP_MAX = 10**15  # clicks, conversions or minor units; Redis counts exactly up to 2^53
+LINKS_PER_PARTNER_MAX = 10_000  # that it makes itself: a script of its own that ran wild; operators may make more
 AUDIT_ROWS_MAX = 200  # acts in one answer; the next page has a cursor
 SOURCE_MAX = 300  # characters of a source: a topic's name has at most 249, its id 32
 REPORT_ROWS_MAX = 1_000  # rows in one answer; the next page has a cursor

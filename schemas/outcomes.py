@@ -14,7 +14,7 @@ class ClickClass(IntEnum):
     OVER_CAP = 2
     FALLBACK = 3  # sent somewhere else than its offer; never earns
     TEST = 4
-    UNCOUNTED = 5  # HEAD: an id that nothing was logged for
+    UNCOUNTED = 5  # HEAD and no_track=1: an id that nothing was logged for
 
 
 EARNING = frozenset({ClickClass.NORMAL, ClickClass.FLAGGED, ClickClass.OVER_CAP})
@@ -31,6 +31,17 @@ class Reason(StrEnum):
     LINK_PAUSED = "link_paused"
     OFFER_PAUSED = "offer_paused"
     PARTNER_BLOCKED = "partner_blocked"
+    NOT_STARTED = "not_started"  # the link or its offer begins later
+    EXPIRED = "expired"
+    NOT_APPROVED = "not_approved"  # the offer is not open to all, and not to this partner
+    BLOCKED_SOURCE = "blocked_source"  # this source_id or sub1 is not wanted
+    OFF_TARGET_COUNTRY = "off_target_country"
+    OFF_TARGET_DEVICE = "off_target_device"
+    OFF_TARGET_OS = "off_target_os"
+    OFF_TARGET_BROWSER = "off_target_browser"
+    OFF_TARGET_LANGUAGE = "off_target_language"
+    OFF_HOURS = "off_hours"  # the offer is not open at this time of the week
+    OVER_CAP = "over_cap"
     BAD_REQUEST = "bad_request"
     NOT_READY = "not_ready"
 

@@ -21,7 +21,7 @@ from schemas.settings import EdgeSettings
 from tracker.background import running
 from tracker.clock import EdgeClock
 from tracker.counters import counting_live
-from tracker.doors import conversions, health
+from tracker.doors import conversions, health, look, page, published
 from tracker.doors.click import click
 from tracker.edge import Edge
 from tracker.links import caching_links
@@ -36,6 +36,19 @@ log = structlog.get_logger()
 T = TypeVar("T")
 Door = Callable[[web.Request, Edge], Awaitable[web.Response]]
 CONVERSION_DOORS = ("/postback", "/v1/conversions")
+# Every format in which links to us are out there. In the last one, the first words of our own doors are no partners.
+CLICK_DOORS: tuple[tuple[str, Door], ...] = (
+    ("/c/{code}", click),
+    ("/c", published.by_parameters),
+    ("/aff_c", published.by_parameters),
+    ("/click", published.by_parameters),
+    ("/click.php", published.click_php),
+    ("/tracking202/redirect/dl.php", published.prosper202),
+    (
+        f"/{{affiliate:(?!(?:c|v1|postback|live|ready)/){published.NAME}}}/{{offer:{published.NAME}}}{{end:/?}}",
+        published.by_path,
+    ),
+)
 
 
 @contextlib.asynccontextmanager
@@ -58,8 +71,9 @@ def routes(edge: Edge) -> web.Application:
     """The edge's doors as a flat table."""
     app = web.Application(middlewares=[refusals(edge)], client_max_size=limits.BODY_BYTES_MAX)
     for method, path, door in (
-        ("GET", "/c/{code}", click),
-        ("HEAD", "/c/{code}", click),
+        ("GET", "/c/{code}+", look.inspect),
+        ("GET", "/c/{code}/qr.svg", look.qr_code),
+        *((method, path, door) for path, door in CLICK_DOORS for method in ("GET", "HEAD")),
         ("GET", "/postback", conversions.postback),
         ("POST", "/postback", conversions.postback),
         ("POST", "/v1/conversions", conversions.conversions),
@@ -107,6 +121,8 @@ def _known(error: web.HTTPException) -> Refused:
 def _refusal(request: web.Request, edge: Edge, refusal: Refused) -> web.Response:
     if request.path in CONVERSION_DOORS:
         return conversions.answer(conversions.rejection(edge, refusal))
+    if page.wanted(request):
+        return page.page(refusal.message, status=refusal.status, headers=refusal.headers)
     return web.json_response(refusal.body(), status=refusal.status, headers=refusal.headers)
 
 

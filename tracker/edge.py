@@ -10,6 +10,7 @@ from tracker.clock import EdgeClock
 from tracker.counters import LiveCounters
 from tracker.links import LinkCache
 from tracker.log.recorder import Log, Recorder
+from tracker.qr_codes import QrCodes, qr_codes
 from tracker.steps import Known
 from tracker.tally import Tally
 
@@ -28,6 +29,7 @@ class Edge:
     tally: Tally
     warm: bool = False
     draining: bool = False
+    qr_codes: QrCodes = field(default_factory=qr_codes)
     durable_conversions: "OrderedDict[UUID, None]" = field(default_factory=OrderedDict)
 
     @property

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from schemas import limits, links, redis_keys
-from schemas.links import Advertiser, Config, Link, Offer, Partner, Programme
+from schemas.links import Advertiser, Config, Domain, Link, Offer, Partner, Programme, Reference
 from schemas.redis import PubSub, Redis, RedisError, done, listening, reading
 from schemas.two_tier import SecondTierAway, TwoTier
 from tracker.background import running
@@ -46,16 +46,38 @@ class LinkCache:
             negative_entries_max=limits.NEGATIVE_ENTRIES_MAX,
         )
 
-    async def find(self, code: str) -> Target:
-        """Where a code leads. Raises NotReady where that is not known; an unknown code is a Target without a link."""
-        programme = await self._get(redis_keys.PROGRAMME)
-        link = await self._get(redis_keys.link(code))
-        known = programme if isinstance(programme, Programme) else _DEFAULT_PROGRAMME
+    async def find(self, code: str, host: str = "") -> Target:
+        """Where a code leads for who comes by this host. Raises NotReady where that is not known; an unknown code is a
+        Target without a link."""
+        programme, domain = await self._programme(host)
+        link = await self._get(redis_keys.link(code, host if domain and domain.own_links else ""))
         if not isinstance(link, Link):
-            return Target(known)
+            return Target(programme, domain=domain)
         offer = await self.offer(link.offer_id)
-        partner = await self._get(redis_keys.partner(link.partner_id))
-        return Target(known, link, offer, partner if isinstance(partner, Partner) else None)
+        return Target(programme, link, offer, await self._partner(link.partner_id), domain)
+
+    async def find_pair(self, offer_name: str, partner_name: str, host: str = "") -> Target:
+        """Where a published link leads that names an offer and a partner; what is unknown of them is None. Raises
+        NotReady."""
+        programme, domain = await self._programme(host)
+        offer_id = await self._referred(redis_keys.offer_reference(offer_name))
+        partner_id = await self._referred(redis_keys.partner_reference(partner_name))
+        offer = await self.offer(offer_id) if offer_id else None
+        partner = await self._partner(partner_id) if partner_id else None
+        return Target(programme, None, offer, partner, domain)
+
+    async def _programme(self, host: str) -> tuple[Programme, Domain | None]:
+        found = await self._get(redis_keys.PROGRAMME)
+        programme = found if isinstance(found, Programme) else _DEFAULT_PROGRAMME
+        return programme, programme.domains.get(host) if programme.domains else None
+
+    async def _partner(self, partner_id: int) -> Partner | None:
+        found = await self._get(redis_keys.partner(partner_id))
+        return found if isinstance(found, Partner) else None
+
+    async def _referred(self, key: str) -> int:
+        found = await self._get(key)
+        return found.id if isinstance(found, Reference) else 0
 
     async def offer(self, offer_id: int) -> Offer | None:
         found = await self._get(redis_keys.offer(offer_id))

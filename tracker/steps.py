@@ -8,44 +8,42 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 import orjson
 
 from schemas import events
 from schemas.click_id import ClickKey, mint, uuid7_bytes
-from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
-from schemas.links import Link, Offer, Partner, Programme
+from schemas.links import Block, Domain, Link, Offer, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
-from tracker import visitor
+from tracker import deep_links, macros, params, visitor
 from tracker.caps import CapTotals
-from tracker.macros import expand
-
-SUBS = frozenset(f"sub{n}" for n in range(1, 11))
-AD_CLICK_IDS = frozenset("gclid gbraid wbraid fbclid msclkid ttclid li_fat_id twclid".split())
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a code leads: its link with the offer and partner it refers to; None where there is none."""
+    """Where a request leads: its link (none where an offer and a partner were named instead), offer and partner, and
+    the domain of ours it came by; None where there is none."""
 
     programme: Programme
     link: Link | None = None
     offer: Offer | None = None
     partner: Partner | None = None
+    domain: Domain | None = None
 
 
 @dataclass(slots=True)
 class Click:
-    """A request on a tracking link on its way through the steps."""
+    """A request on a tracking link on its way through the steps. `host` is that of its Host header; an `uncounted`
+    one is answered like any, and leaves no trace."""
 
     at_ms: int
     ip: str
     user_agent: str
     referer: str
     query: str
-    head: bool = False
+    host: str = ""
+    uncounted: bool = False
     params: dict[str, str] = field(default_factory=dict)
     click_class: ClickClass = ClickClass.NORMAL
     reason: Reason = Reason.NONE
@@ -57,6 +55,7 @@ class Click:
     browser: str = ""
     robot: bool = False
     destination: str | None = None
+    deep_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +81,11 @@ Step = Callable[[Click, Target, Known], None]
 
 
 def put_params(click: Click, target: Target, known: Known) -> None:
-    """Sub ids and the like; names in any case, the first of a repeated one, values as they came."""
-    pairs = parse_qsl(click.query, keep_blank_values=True, errors="replace", max_num_fields=QUERY_PARAMS_MAX)
-    for name, value in reversed(pairs):
-        click.params[name.lower()] = value.replace("\0", "")[:VALUE_MAX]
+    """Sub ids and the like, unless the door has read them already."""
+    if not click.params:
+        click.params = params.read(click.query)
+    if params.says_yes(click.params, "no_track"):
+        click.uncounted = True
 
 
 def put_visitor(click: Click, target: Target, known: Known) -> None:
@@ -105,7 +105,7 @@ def put_country(click: Click, target: Target, known: Known) -> None:
 
 
 def drop_unknown_link(click: Click, target: Target, known: Known) -> None:
-    if target.link is None or target.offer is None or target.partner is None:
+    if target.offer is None or target.partner is None:
         click.reason = Reason.UNKNOWN_LINK
 
 
@@ -121,16 +121,57 @@ def drop_paused(click: Click, target: Target, known: Known) -> None:
         click.reason = Reason.OFFER_PAUSED
 
 
+def drop_not_started(click: Click, target: Target, known: Known) -> None:
+    for of in (target.link, target.offer):
+        if of and of.starts_ms is not None and click.at_ms < of.starts_ms:
+            click.reason = Reason.NOT_STARTED
+
+
+def drop_expired(click: Click, target: Target, known: Known) -> None:
+    for of in (target.link, target.offer):
+        if of and of.ends_ms is not None and click.at_ms >= of.ends_ms:
+            click.reason = Reason.EXPIRED
+
+
+def drop_not_approved(click: Click, target: Target, known: Known) -> None:
+    offer, partner = target.offer, target.partner
+    if offer and partner and offer.access != "open" and offer.id not in partner.offers:
+        click.reason = Reason.NOT_APPROVED
+
+
+def drop_blocked(click: Click, target: Target, known: Known) -> None:
+    """Traffic that is not wanted: of this partner on this offer, or of a source_id or sub1."""
+    offer, partner, everybody = target.offer, target.partner, target.programme.blocks
+    if not (offer and partner and (partner.blocks or everybody)):
+        return
+    source, sub1 = click.params.get("source_id", ""), click.params.get("sub1", "")
+    for offer_id in (0, offer.id):
+        if (offer_id, "partner", "") in partner.blocks:
+            click.reason = Reason.PARTNER_BLOCKED
+        asked: tuple[Block, ...] = ((offer_id, "source_id", source), (offer_id, "sub1", sub1))
+        if any(block in partner.blocks or block in everybody for block in asked):
+            click.reason = Reason.BLOCKED_SOURCE
+
+
 def put_destination(click: Click, target: Target, known: Known) -> None:
     if target.offer:
-        click.destination = target.offer.destination_url
+        click.destination = (target.link and target.link.destination_url) or target.offer.destination_url
+
+
+def put_deep_link(click: Click, target: Target, known: Known) -> None:
+    """The page the link itself asks for, where its offer allows that host; else the destination stands."""
+    if target.offer is None or not target.offer.deep_link_hosts:
+        return
+    asked = deep_links.asked(click.params, target.offer.destination_url)
+    if asked and deep_links.allowed(asked, target.offer.deep_link_hosts, {click.host, *target.programme.domains}):
+        click.destination, click.deep_link = asked, True
 
 
 def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
     """A robot is flagged and kept, never hidden: it is redirected like anybody."""
     if not click.user_agent:
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.NO_USER_AGENT
-    elif click.robot:
+    elif click.robot or params.says_yes(click.params, "bot"):
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.KNOWN_BOT
 
 
@@ -142,23 +183,35 @@ STEPS: tuple[Step, ...] = (
     drop_unknown_link,
     drop_blocked_partner,
     drop_paused,
+    drop_not_started,
+    drop_expired,
+    drop_not_approved,
+    drop_blocked,
     put_destination,
+    put_deep_link,
     put_bot_verdict,
 )
 
 
-def decide(click: Click, target: Target, key: ClickKey, known: Known, steps: Iterable[Step] = STEPS) -> Decision:
-    """Run the steps; the first `drop_*` that fires ends the click with its reason and the programme's fallback.
+def decide(click: Click, target: Target, key: ClickKey, known: Known) -> Decision:
+    """Judge the click and say how to answer it. `key` signs its id. Raises ValueError for more parameters than the
+    limit."""
+    judge(click, target, known)
+    return Decision(click.reason) if click.destination is None else _redirect(click, target, key)
 
-    `key` signs the id. Raises ValueError for more parameters than the limit."""
+
+def judge(click: Click, target: Target, known: Known, steps: Iterable[Step] = STEPS) -> None:
+    """Run the steps; the first `drop_*` that fires ends the click with its reason and the nearest fallback, if any."""
     for step in steps:
         step(click, target, known)
         if click.reason and click.destination is None:
-            click.click_class, click.destination = ClickClass.FALLBACK, target.programme.fallback_url
-            break
-    if click.destination is None:
-        return Decision(click.reason)
-    return _redirect(click, target, key)
+            click.click_class, click.destination = ClickClass.FALLBACK, _fallback(target)
+            return
+
+
+def _fallback(target: Target) -> str | None:
+    places = (target.link, target.offer, target.domain, target.programme)
+    return next((place.fallback_url for place in places if place and place.fallback_url), None)
 
 
 def _redirect(click: Click, target: Target, key: ClickKey) -> Decision:
@@ -166,42 +219,33 @@ def _redirect(click: Click, target: Target, key: ClickKey) -> Decision:
     link_id = target.link.id if target.link else 0
     offer_id = target.offer.id if target.offer else 0
     partner_id = target.partner.id if target.partner else 0
-    click_class = ClickClass.UNCOUNTED if click.head else click.click_class
-    click_id = mint(key, uuid, link_id, offer_id, partner_id, click_class)
-    location = expand(click.destination or "", _macro_values(click, target, click_id))
-    if click.head:
+    click_class = ClickClass.UNCOUNTED if click.uncounted else click.click_class
+    location = _location(click, target, mint(key, uuid, link_id, offer_id, partner_id, click_class))
+    if click.uncounted:
         return Decision(click.reason, location)
     event = _event(click, UUID(bytes=uuid), link_id, offer_id, partner_id)
     return Decision(click.reason, location, event, link_id, partner_id)
 
 
-def _macro_values(click: Click, target: Target, click_id: str) -> dict[str, str]:
-    known = {
-        "click_id": click_id,
-        "country": click.country,
-        "device": click.device,
-        "os": click.os,
-        "browser": click.browser,
-        "ip": click.network,
-        "timestamp": str(click.at_ms // 1000),
-    }
-    if target.offer and target.partner:
-        known |= {
-            "offer_id": str(target.offer.id),
-            "offer_name": target.offer.name,
-            "affiliate_id": str(target.partner.id),
-            "affiliate_name": target.partner.name,
-            "advertiser_id": str(target.offer.advertiser_id),
-        }
-    for name in click.params.keys() & (SUBS | {"source_id", "click_ref"}):
-        known[name] = click.params[name]
-    return known
+def _location(click: Click, target: Target, click_id: str) -> str:
+    """The destination, filled. A fallback says only what was written into it."""
+    url = click.destination or ""
+    if target.offer is None or click.click_class is ClickClass.FALLBACK:
+        return macros.fill(macros.compiled(url, ""), click, target, click_id)
+    parameter = target.offer.click_id_parameter
+    template = (
+        macros.compile_url(macros.without_parameter(url, parameter), parameter)
+        if click.deep_link
+        else macros.compiled(url, parameter)
+    )
+    filled = macros.fill(template, click, target, click_id)
+    return macros.pass_on(filled, click.query) if target.offer.pass_parameters else filled
 
 
 def _event(click: Click, uuid: UUID, link_id: int, offer_id: int, partner_id: int) -> bytes:
     """The event as a line of the log: built as a plain dict, because this runs for every click (a test holds it
     against `schemas.events.Click`)."""
-    params = click.params
+    said = click.params
     fields = {
         "kind": "click",
         "v": events.VERSION,
@@ -219,17 +263,9 @@ def _event(click: Click, uuid: UUID, link_id: int, offer_id: int, partner_id: in
         "browser": click.browser,
         "visitor": click.visitor,
         "ip": click.network,
-        "referer": _host(click.referer),
-        "source_id": params.get("source_id", ""),
-        "click_ref": params.get("click_ref", ""),
-        "subs": {name: params[name] for name in params.keys() & (SUBS | AD_CLICK_IDS)},
+        "referer": macros.referer_host(click.referer),
+        "source_id": said.get("source_id", ""),
+        "click_ref": said.get("click_ref", ""),
+        "subs": {name: said[name] for name in said.keys() & params.KEPT},
     }
     return orjson.dumps(fields | {name: value for name, value in optional.items() if value})
-
-
-def _host(referer: str) -> str:
-    """The host alone: a path may name a person."""
-    try:
-        return (urlsplit(referer).hostname or "")[:VALUE_MAX]
-    except ValueError:
-        return ""

@@ -12,7 +12,8 @@ from schemas.click_id import ClickKey, ClickKeys
 from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
 from schemas.links import Partner, Programme
 from schemas.outcomes import ClickClass, Reason
-from tracker.steps import AD_CLICK_IDS, SUBS, Click, Decision, Known, Target, decide
+from tracker.params import KEPT
+from tracker.steps import Click, Decision, Known, Target, decide
 
 KEY = ClickKey(1, b"k" * 32)
 SECRET = b"s" * 16
@@ -59,7 +60,7 @@ def test_a_click_leads_to_its_offer_with_its_own_id() -> None:
 
 
 def test_the_event_that_is_built_by_hand_is_the_event_of_the_schema_in_every_field() -> None:
-    params = {"source_id": "news", "click_ref": "r-1"} | {name: f"v-{name}" for name in SUBS | AD_CLICK_IDS}
+    params = {"source_id": "news", "click_ref": "r-1"} | {name: f"v-{name}" for name in KEPT}
     query = "&".join(f"{name}={value}" for name, value in params.items())
     found = event(run(query, ip="8.8.8.8", user_agent=ROBOT, referer="https://blog.example/about/me?x"))
     other = event(run(query, ip="8.8.8.8"))
@@ -68,7 +69,7 @@ def test_the_event_that_is_built_by_hand_is_the_event_of_the_schema_in_every_fie
     assert (found.v, found.click_class, found.reason, found.device) == (1, 1, "known_bot", "robot")
     assert (found.country, found.ip, found.referer) == ("US", "8.8.8.0", "blog.example")
     assert (other.device, other.os, other.browser) == ("desktop", "Windows", "Chrome")
-    assert found.subs == {name: f"v-{name}" for name in SUBS | AD_CLICK_IDS}
+    assert found.subs == {name: f"v-{name}" for name in KEPT}
     assert (found.source_id, found.click_ref) == ("news", "r-1")
     assert set(orjson.loads(run(query).event or b"")) <= {"kind", *events.Click.__struct_fields__}
 
@@ -138,7 +139,7 @@ def test_a_robot_is_flagged_redirected_and_kept(agent: str, reason: Reason) -> N
 
 @pytest.mark.parametrize("to", [target(), PAUSED_LINK])
 def test_head_is_answered_with_an_uncounted_id_and_recorded_nowhere(to: Target) -> None:
-    decision = run(to=to, head=True)
+    decision = run(to=to, uncounted=True)
     assert id_in(decision).click_class is ClickClass.UNCOUNTED
     assert decision.event is None
 

@@ -1,5 +1,7 @@
 """The door for tracking links: answer with a redirect that is durable before it leaves."""
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 from schemas import limits
@@ -10,19 +12,54 @@ from tracker.edge import Edge
 from tracker.links import NotReady
 from tracker.steps import Click, Decision, Target, decide
 
+Find = Callable[[Edge, Click], Awaitable[Target]]
+_REASONS = {"not_found": Reason.UNKNOWN_LINK, "unavailable": Reason.NOT_READY}
+
 
 async def click(request: web.Request, edge: Edge) -> web.Response:
     """`GET|HEAD /c/{code}`: 302 to the destination; 404 for an unknown code, 503 while that cannot be told."""
+    code = request.match_info["code"]
+    return await follow(request, edge, lambda edge, received: stored(edge, code, received.host))
+
+
+async def follow(request: web.Request, edge: Edge, find: Find) -> web.Response:
+    """Answer a click. Each ends in exactly one counted outcome: a redirect, or a refusal under its reason."""
     received = read_click(request, edge)
     try:
-        target = await find(edge, request.match_info["code"], received)
-        decision = decide(received, target, edge.keys.signing, edge.known)
-    except ValueError:
-        raise refuse(edge, received, Reason.BAD_REQUEST, Refused("bad_request", "too many parameters")) from None
+        decision = await _decided(edge, received, find)
+    except Refused as refusal:
+        reason = _REASONS.get(refusal.code, Reason.BAD_REQUEST)
+        edge.tally.count(refused(reason), received.at_ms)
+        raise
     if decision.location is None:
-        raise refuse(edge, received, decision.reason, Refused("not_found", "there is no such link"))
+        edge.tally.count(refused(decision.reason), received.at_ms)
+        raise no_such_link()
     await record(edge, received, decision)
     return redirect(decision.location)
+
+
+async def _decided(edge: Edge, received: Click, find: Find) -> Decision:
+    if len(received.query) > limits.QUERY_BYTES_MAX:
+        raise Refused("too_long", "the query is too long")
+    try:
+        target = await find(edge, received)
+        received.at_ms = edge.clock.now_ms()  # a watermark may have passed the first reading while we waited
+        return decide(received, target, edge.keys.signing, edge.known)
+    except NotReady:
+        raise Refused("unavailable", "try again in a moment") from None
+    except ValueError:
+        raise Refused("bad_request", "too many parameters") from None
+
+
+async def stored(edge: Edge, code: str, host: str) -> Target:
+    """The configs of a stored link; a code that cannot be one of ours is refused unread. Raises Refused, NotReady."""
+    if not CODE.fullmatch(code):
+        raise no_such_link()
+    return await edge.links.find(code, host)
+
+
+def no_such_link() -> Refused:
+    return Refused("not_found", "there is no such link")
 
 
 def read_click(request: web.Request, edge: Edge) -> Click:
@@ -33,29 +70,23 @@ def read_click(request: web.Request, edge: Edge) -> Click:
         user_agent=readable(headers.get("User-Agent", "")[: limits.USER_AGENT_MAX]),  # it is a key of our caches
         referer=readable(headers.get("Referer", "")),
         query=readable(request.raw_path.partition("?")[2]),
-        head=request.method == "HEAD",
+        host=host_name(headers.get("Host", "")),
+        uncounted=request.method == "HEAD",
     )
 
 
-async def find(edge: Edge, code: str, received: Click) -> Target:
-    """The link's configs; a code or query that cannot be one of ours is refused unread."""
-    if len(received.query) > limits.QUERY_BYTES_MAX:
-        raise refuse(edge, received, Reason.BAD_REQUEST, Refused("too_long", "the query is too long"))
-    if not CODE.fullmatch(code):
-        raise refuse(edge, received, Reason.BAD_REQUEST, Refused("not_found", "there is no such link"))
-    try:
-        target = await edge.links.find(code)
-    except NotReady:
-        raise refuse(edge, received, Reason.NOT_READY, Refused("unavailable", "try again in a moment")) from None
-    received.at_ms = edge.clock.now_ms()  # a watermark may have passed the first reading while we waited
-    return target
+def host_name(header: str) -> str:
+    """The host of a Host header as domains are written: in lower case, without a port or a last dot."""
+    host = header.lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name.removesuffix(".")
 
 
 async def record(edge: Edge, received: Click, decision: Decision) -> None:
     if decision.event is None:
         edge.tally.count(Outcome.UNCOUNTED, received.at_ms)
         return
-    if decision.link_id:
+    if decision.partner_id:
         edge.counters.count_click(received.at_ms, decision.link_id, decision.partner_id)
     await edge.recorder.durable(decision.event, received.at_ms)
 
@@ -65,12 +96,6 @@ def redirect(location: str) -> web.Response:
         status=302,
         headers={"Location": location, "Cache-Control": "no-store", "X-Robots-Tag": "noindex, nofollow"},
     )
-
-
-def refuse(edge: Edge, received: Click, reason: Reason, answer: Refused) -> Refused:
-    """Count the refusal under its reason."""
-    edge.tally.count(refused(reason), received.at_ms)
-    return answer
 
 
 def readable(text: str) -> str:

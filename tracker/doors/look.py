@@ -1,0 +1,83 @@
+"""Look at a link without following it: where it leads (`/c/{code}+`), and its QR code (`/c/{code}/qr.svg`).
+
+Neither counts or logs anything. What a page shows, everybody may see.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from schemas import limits
+from schemas.errors import Refused
+from schemas.links import Link, check_destination
+from schemas.outcomes import ClickClass, Reason
+from schemas.two_tier import SecondTierAway
+from tracker.doors import page
+from tracker.doors.click import no_such_link, read_click, stored
+from tracker.edge import Edge
+from tracker.links import NotReady
+from tracker.steps import Click, Target, judge
+
+# What is said of a link that does not lead to its offer; who is blocked, and why, is nobody's business.
+_SAID = {
+    Reason.LINK_PAUSED: "paused",
+    Reason.OFFER_PAUSED: "paused",
+    Reason.NOT_STARTED: "not started",
+    Reason.EXPIRED: "expired",
+}
+
+
+async def inspect(request: web.Request, edge: Edge) -> web.Response:
+    """`GET /c/{code}+`: where the link would lead this visitor now, as a page or as JSON."""
+    link, target, received = await _found(request, edge)
+    try:
+        judge(received, target, edge.known)
+    except ValueError:
+        raise Refused("bad_request", "too many parameters") from None
+    found = _facts(link, target, received)
+    if page.wanted(request):
+        facts = [(name.replace("_", " "), str(value)) for name, value in found.items()]
+        return page.page(f"The link {link.code}", "", facts, status=200, headers={})
+    return web.json_response(found, headers=page.HEADERS)
+
+
+def _facts(link: Link, target: Target, received: Click) -> dict[str, Any]:
+    leads = received.click_class is not ClickClass.FALLBACK
+    return {
+        "code": link.code,
+        "offer": target.offer.name if target.offer else "",
+        "status": "active" if leads else _SAID.get(received.reason, "stopped"),
+        "leads_to": received.destination or "",
+        "is_fallback": not leads,
+    }
+
+
+async def qr_code(request: web.Request, edge: Edge) -> web.Response:
+    """`GET /c/{code}/qr.svg`: the link, under the host and scheme of this request, with `qr=1`."""
+    link, _, _ = await _found(request, edge)
+    site = f"{request.scheme}://{request.headers.get('Host', '').lower()}"
+    try:
+        check_destination(site)
+    except ValueError:
+        raise Refused("bad_request", "the Host header names no host") from None
+    try:
+        svg = await edge.qr_codes.get(f"{site}/c/{link.code}?qr=1")
+    except SecondTierAway:
+        raise Refused("unavailable", "try again in a moment") from None
+    headers = page.HEADERS | {"Cache-Control": f"public, max-age={limits.QR_LIFE_S:.0f}"}
+    return web.Response(body=svg, content_type="image/svg+xml", headers=headers)
+
+
+async def _found(request: web.Request, edge: Edge) -> tuple[Link, Target, Click]:
+    received = read_click(request, edge)
+    if len(received.query) > limits.QUERY_BYTES_MAX:
+        raise Refused("too_long", "the query is too long")
+    try:
+        target = await stored(edge, request.match_info["code"], received.host)
+    except NotReady:
+        raise Refused("unavailable", "try again in a moment") from None
+    if target.link is None:
+        raise no_such_link()
+    return target.link, target, received

@@ -1,0 +1,63 @@
+"""Doors for links that are published out there, in the formats of the trackers people come from: they name an offer and
+a partner, by our ids or by those they had elsewhere, and no link is stored for each pair."""
+
+import re
+
+from aiohttp import web
+
+from schemas.errors import Refused
+from schemas.limits import EXTERNAL_ID_MAX
+from tracker import params
+from tracker.doors.click import follow, no_such_link, stored
+from tracker.edge import Edge
+from tracker.steps import Click, Target
+
+NAME = rf"[A-Za-z0-9._~-]{{1,{EXTERNAL_ID_MAX}}}"
+_NAME = re.compile(NAME, re.ASCII)
+
+
+async def by_parameters(request: web.Request, edge: Edge) -> web.Response:
+    """`GET|HEAD /c`, `/aff_c`, `/click` `?offer_id=&affiliate_id=`, or what others call them."""
+    return await follow(request, edge, _pair)
+
+
+async def click_php(request: web.Request, edge: Edge) -> web.Response:
+    """`GET|HEAD /click.php`: `?offer_id=&affiliate_id=`, or `?key=` with a link's code."""
+    if "cnv_id" in request.query:
+        raise Refused("bad_request", "a conversion is not taken here", "cnv_id")
+    return await follow(request, edge, lambda edge, received: _pair_or_code(edge, received, "key"))
+
+
+async def prosper202(request: web.Request, edge: Edge) -> web.Response:
+    """`GET|HEAD /tracking202/redirect/dl.php?t202id=`: an offer where a partner is named too, else a link's code."""
+    return await follow(request, edge, lambda edge, received: _pair_or_code(edge, received, "t202id"))
+
+
+async def by_path(request: web.Request, edge: Edge) -> web.Response:
+    """`GET|HEAD /{affiliate}/{offer}/`. Where neither is known it is no link: scanners walk such paths all day."""
+    names = request.match_info["offer"], request.match_info["affiliate"]
+
+    async def find(edge: Edge, received: Click) -> Target:
+        target = await edge.links.find_pair(*names, received.host)
+        if target.offer is None and target.partner is None:
+            raise no_such_link()
+        return target
+
+    return await follow(request, edge, find)
+
+
+async def _pair_or_code(edge: Edge, received: Click, name: str) -> Target:
+    said = received.params = params.read(received.query)
+    if name in said and not said.get("affiliate_id"):
+        return await stored(edge, said[name], received.host)
+    return await _pair(edge, received)
+
+
+async def _pair(edge: Edge, received: Click) -> Target:
+    said = received.params = received.params or params.read(received.query)
+    offer, partner = said.get("offer_id", ""), said.get("affiliate_id", "")
+    if not (offer or partner):
+        raise Refused("bad_request", "offer_id and affiliate_id say whose link this is", "offer_id")
+    if not all(_NAME.fullmatch(name) for name in (offer, partner) if name):
+        raise no_such_link()
+    return await edge.links.find_pair(offer, partner, received.host)
