@@ -21,6 +21,7 @@ STATUS = {
     "too_long": 414,
     "unsupported_media_type": 415,
     "idempotency_key_reused": 422,
+    "too_many_requests": 429,
     "internal": 500,
     "unavailable": 503,
     # conversion doors: the reason on a `rejected` receipt

@@ -35,11 +35,27 @@ def advertiser(token_sha256_hex: str) -> str:
     return f"advertiser:{token_sha256_hex}"
 
 
+def rate(api_key_id: int) -> str:
+    """Calls of a key in its minute, which the value does not outlive."""
+    return f"rate:{api_key_id}"
+
+
 def live(quarter_s: int) -> str:
     """Hash of one quarter hour: field `link:<id>` or `partner:<id>` -> recorded clicks. A display value."""
     return f"live:{quarter_s}"
 
 
 def cap(cap_id: int, begins_s: int) -> str:
-    """Clicks counted against a cap in the period that begins then; never below what Postgres has settled for long."""
+    """Hash of a cap's use in the period that begins then: `counted` by all edges, `settled` by Postgres. Neither is
+    ever more than the clicks there were."""
     return f"cap:{cap_id}:{begins_s}"
+
+
+def cap_batch(edge: str) -> str:
+    """Number of the latest batch of an edge that was counted against caps."""
+    return f"cap_batch:{edge}"
+
+
+def settler(token: str) -> str:
+    """There while what this settler has written to the hashes of caps still is in Redis."""
+    return f"settler:{token}"

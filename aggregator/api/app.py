@@ -25,20 +25,23 @@ from aggregator.api import (
     system,
     terms,
 )
-from aggregator.api.calling import CALLER, Api
+from aggregator.api.authentication import authenticate
+from aggregator.api.calling import CALLER, Api, Caller
 from aggregator.api.idempotency import Replayed
+from aggregator.api.rates import Rates
 from aggregator.api.writing import respond_again
 from aggregator.db.connect import acquire, pool
 from schemas import limits
 from schemas.errors import STATUS, Refused
 from schemas.http import serving
-from schemas.redis import publishing
+from schemas.redis import publishing, reading
 from schemas.settings import ApiSettings
 
 log = structlog.get_logger()
 
 Handler = Callable[[Api, web.Request], Awaitable[web.Response]]
 _Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_TOLD = web.RequestKey("told", dict[str, str])  # headers of an answer, whatever it is
 
 NOBODY: frozenset[str] = frozenset()  # no key needed
 ADMIN = frozenset({"admin"})
@@ -65,7 +68,12 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/links/{id}", ADMIN, "links", links.get),
     ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
     ("DELETE", "/v1/links/{id}", ADMIN, "links", links.archive),
+    ("GET", "/v1/keys", ADMIN, "keys", keys.listed),
     ("POST", "/v1/keys", ADMIN, "keys", keys.post),
+    ("GET", "/v1/keys/{id}", ADMIN, "keys", keys.get),
+    ("PATCH", "/v1/keys/{id}", ADMIN, "keys", keys.patch),
+    ("DELETE", "/v1/keys/{id}", ADMIN, "keys", keys.revoke),
+    ("POST", "/v1/keys/{id}/rotate", ADMIN, "keys", keys.rotate),
     ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
     ("GET", "/v1/system", ADMIN, "system", system.get),
     ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, "system", system.write_off),
@@ -89,8 +97,9 @@ async def serve(settings: ApiSettings, sock: socket.socket) -> None:
 @contextlib.asynccontextmanager
 async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
     """Everything the calls need, opened in the order it depends on and closed in reverse."""
-    async with publishing(settings.redis_url) as redis, pool(settings.database_url) as connections:
-        api = Api(connections, redis, settings.public_url)
+    url = settings.redis_url
+    async with publishing(url) as redis, reading(url) as counts, pool(settings.database_url) as connections:
+        api = Api(connections, redis, Rates(counts), settings.public_url)
         warming = asyncio.create_task(warm_up(api), name="api-warm-up")
         try:
             yield api
@@ -124,7 +133,8 @@ def _guarded(api: Api, roles: frozenset[str], scope: str, handler: Handler) -> _
     async def handle(request: web.Request) -> web.StreamResponse:
         if not roles:
             return await handler(api, request)
-        caller = request[CALLER] = await keys.authenticate(api, request)
+        caller = request[CALLER] = await authenticate(api, request)
+        await _count(api, request, caller)
         if caller.role not in roles:
             raise Refused("forbidden", f"not for a key with the role {caller.role}")
         if not caller.may(scope):
@@ -132,30 +142,48 @@ def _guarded(api: Api, roles: frozenset[str], scope: str, handler: Handler) -> _
         try:
             return await handler(api, request)
         except Replayed as former:
-            return await respond_again(api, caller, former.nonce, former.answer)
+            replayed = await respond_again(api, caller, former.nonce, former.answer)
+            replayed.headers["Idempotent-Replayed"] = "true"
+            return replayed
 
     return handle
+
+
+async def _count(api: Api, request: web.Request, caller: Caller) -> None:
+    """Whatever becomes of this call, its answer says how many its key has left. Raises Refused where it has none."""
+    spent = await api.rates.spend(caller.key_id, caller.requests_per_minute)
+    if spent is None:
+        return
+    request[_TOLD] = spent.headers
+    if spent.is_too_much:
+        raise Refused("too_many_requests", f"this key may make {spent.limit} calls a minute")
 
 
 @web.middleware
 async def errors(request: web.Request, handler: _Serve) -> web.StreamResponse:
     """Whatever goes wrong leaves in one shape: `{"error": {"code", "message", "field"?}}`."""
+    answered = await _answered(request, handler)
+    answered.headers.update(request.get(_TOLD, {}))
+    return answered
+
+
+async def _answered(request: web.Request, handler: _Serve) -> web.StreamResponse:
     try:
         if len(request.raw_path) > limits.QUERY_BYTES_MAX:
             raise Refused("too_long", f"a request line has at most {limits.QUERY_BYTES_MAX} bytes")
         return await handler(request)
     except Refused as refusal:
-        return _answer(refusal)
+        return _refuse(refusal)
     except web.HTTPException as error:
         code = next((code for code, status in STATUS.items() if status == error.status), "bad_request")
-        return _answer(Refused(code, error.reason), allow=error.headers.get("Allow"))
+        return _refuse(Refused(code, error.reason), allow=error.headers.get("Allow"))
     except Exception as error:
         # neither message nor values: they may hold what a caller sent, a token among it
         log.error("request_failed", error=type(error).__name__, trace=traceback.format_tb(error.__traceback__))
-        return _answer(Refused("internal", "something went wrong on our side"))
+        return _refuse(Refused("internal", "something went wrong on our side"))
 
 
-def _answer(refusal: Refused, allow: str | None = None) -> web.Response:
+def _refuse(refusal: Refused, allow: str | None = None) -> web.Response:
     if refusal.status >= 500 and refusal.__cause__ is not None:
         log.warning("request_refused", code=refusal.code, error=type(refusal.__cause__).__name__)
     headers = dict(refusal.headers) | ({"Allow": allow} if allow else {})

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from aggregator.api.rates import Rates
 from aggregator.db.connect import Pool
 from schemas import limits
 from schemas.errors import Refused
@@ -42,6 +44,7 @@ class Caller:
     partner_id: int | None = None
     advertiser_id: int | None = None
     scopes: frozenset[str] | None = None
+    requests_per_minute: int = limits.REQUESTS_PER_MINUTE
     key: str = field(default="", repr=False)
 
     @property
@@ -58,11 +61,13 @@ CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once it
 
 @dataclass(slots=True)
 class Api:
-    """What the calls are carried out with."""
+    """What the calls are carried out with. `turns`: which requests are under way, by key and Idempotency-Key."""
 
     pool: Pool
     redis: Redis
+    rates: Rates
     public_url: str
+    turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = field(default_factory=WeakValueDictionary)
     warm: bool = False
     draining: bool = False
 
@@ -73,11 +78,11 @@ class Api:
 
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
     """The JSON body as `kind`. Raises Refused naming the field, or web.HTTPRequestEntityTooLarge."""
-    raw = await _read(request)
+    raw = await read_bytes(request)
     try:
         return msgspec.json.decode(raw, type=kind, strict=True)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise refusal_of(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("bad_json", f"the body is not JSON: {_shown(str(error))}") from None
 
@@ -106,7 +111,8 @@ def given(body: msgspec.Struct) -> dict[str, Any]:
     }
 
 
-async def _read(request: web.Request) -> bytes:
+async def read_bytes(request: web.Request) -> bytes:
+    """The body as it was sent. Raises Refused, or web.HTTPRequestEntityTooLarge."""
     try:
         async with asyncio.timeout(limits.SLOW_BODY_S):
             return await request.read()
@@ -116,7 +122,7 @@ async def _read(request: web.Request) -> bytes:
         raise Refused("bad_request", f"the body cannot be read: {type(error).__name__}") from None
 
 
-def _refusal(message: str) -> Refused:
+def refusal_of(message: str) -> Refused:
     """msgspec's sentence as our refusal."""
     place = _PLACE.search(message)
     path, message = (place[1], message[: place.start()]) if place else ("", message)

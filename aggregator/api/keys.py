@@ -1,23 +1,70 @@
-"""API keys: `cd_`, 32 random characters, 6 of a checksum. Only a key's hash is kept, so it can be shown just once."""
+"""API keys: `cd_`, 32 random characters, 6 of a checksum. Only a key's hash is kept, so it can be shown just once.
+
+A key hands out no more than it may itself: one with chosen scopes makes no admin's key with others, nor rotates one.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Annotated, NamedTuple
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
-from aggregator.api.calling import Api, Caller, Id, read_body
-from aggregator.api.secret_text import LENGTH, api_key, checksum, random_base62
-from aggregator.api.writing import changing, refusing_what_cannot_be, respond
-from aggregator.db.connect import Database, acquire
+from aggregator.api import rows
+from aggregator.api.authentication import digest
+from aggregator.api.calling import Api, Caller, Id, Name, answer, given, path_id, read_body
+from aggregator.api.dates import Instant, to_ms
+from aggregator.api.secret_text import LENGTH, api_key, random_base62
+from aggregator.api.writing import Change, changing, refusing_what_cannot_be, respond
+from aggregator.db.connect import Database, Row, acquire
+from schemas import limits
 from schemas.errors import Refused
 
 OWNER = {"admin": None, "partner": "partner_id", "advertiser": "advertiser_id"}
-_KEY = re.compile(r"cd_([0-9A-Za-z]{32})([0-9A-Za-z]{6})", re.ASCII)
-_BEARER = re.compile(r"bearer +(\S+) *", re.ASCII | re.IGNORECASE)
+# What a key of each role may be limited to; all of it, where nothing is chosen.
+SCOPES: dict[str, frozenset[str]] = {
+    "admin": frozenset(
+        """advertisers.read advertisers.write audit.read blocks.read blocks.write caps.read caps.write domains.read
+        domains.write keys.read keys.write links.read links.write offers.read offers.write partners.read partners.write
+        programme.read programme.write reports.read system.read system.write""".split()
+    ),
+    "partner": frozenset(("me.read", "me.write", "reports.read")),
+    "advertiser": frozenset(("me.read",)),
+}
+COLUMNS = (
+    "id", "role", "partner_id", "advertiser_id", "name", "last_four", "scopes", "requests_per_minute", "created_at",
+    "expires_at", "revoked_at", "last_used_at", "replaces",
+)  # fmt: skip
+FILTERS: rows.Filters = {"role": str, "partner_id": int, "advertiser_id": int, "replaces": int}
+
+PerMinute = Annotated[int, msgspec.Meta(ge=1, le=limits.REQUESTS_PER_MINUTE_MAX)]
+Scopes = Annotated[list[str], msgspec.Meta(min_length=1, max_length=limits.SCOPES_MAX)]
+OverlapH = Annotated[int, msgspec.Meta(ge=0, le=limits.ROTATION_H_MAX)]
+
+_INSERT = """
+INSERT INTO api_key (role, partner_id, advertiser_id, name, scopes, requests_per_minute, expires_at, replaces,
+                     key_sha256, last_four)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *
+"""
+_LIVE = "revoked_at IS NULL AND coalesce(expires_at > now(), true)"
+_LOCK_CHAIN = f"""
+SELECT id, {_LIVE} AS is_live FROM api_key
+WHERE id = $1 OR replaces = $1 OR id = (SELECT replaces FROM api_key WHERE id = $1) ORDER BY id FOR NO KEY UPDATE
+"""  # noqa: S608 - our own names
+# Two keys that revoke each other meet here, so that one of them stays.
+_LOCK_ADMINS = "SELECT FROM api_key WHERE role = 'admin' AND revoked_at IS NULL ORDER BY id FOR NO KEY UPDATE"
+_OTHER_ADMIN = f"""
+SELECT EXISTS (SELECT FROM api_key WHERE role = 'admin' AND id <> $1 AND {_LIVE}
+               AND coalesce('keys.write' = ANY(scopes), true))
+"""  # noqa: S608 - our own names
+_END_LATER = """
+UPDATE api_key SET expires_at = least(expires_at, now() + make_interval(hours => $2)), version = version + 1
+WHERE id = $1 RETURNING *
+"""
 
 
 class NewKey(NamedTuple):
@@ -27,60 +74,174 @@ class NewKey(NamedTuple):
     key: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a new key is to be. `scopes`: None for all that the role may."""
+
+    role: str
+    partner_id: int | None = None
+    advertiser_id: int | None = None
+    name: str | None = None
+    scopes: Sequence[str] | None = None
+    requests_per_minute: int = limits.REQUESTS_PER_MINUTE
+    expires_at: datetime | None = None
+    replaces: int | None = None
+
+
 class KeyBody(msgspec.Struct, forbid_unknown_fields=True):
     role: str
     partner_id: Id | None = None
     advertiser_id: Id | None = None
+    name: Name | None = None
+    scopes: Scopes | None = None
+    requests_per_minute: PerMinute = limits.REQUESTS_PER_MINUTE
+    expires_at: Instant | None = None
+
+
+class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
+    name: Name | UnsetType | None = UNSET
+    requests_per_minute: PerMinute | UnsetType = UNSET
+    expires_at: Instant | UnsetType | None = UNSET
+
+
+class RotationBody(msgspec.Struct, forbid_unknown_fields=True):
+    overlap_h: OverlapH = limits.ROTATION_H
+    expires_at: Instant | None = None
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
-    """`POST /v1/keys {role, partner_id?, advertiser_id?}` -> `{id, key}`."""
-    body = await read_body(request, KeyBody)
+    """`POST /v1/keys {role, partner_id?, advertiser_id?, name?, scopes?, requests_per_minute?, expires_at?}` -> the
+    key's row and `key`, the secret, which is shown only this once."""
+    wanted = checked(Wanted(**given(await read_body(request, KeyBody))))
     async with changing(api, request) as change:
-        key_id = await _insert(change.db, change.secret("key"), body.role, body.partner_id, body.advertiser_id)
-        await change.record("create_key", f"key:{key_id}", after=msgspec.to_builtins(body))
-        change.answers({"id": key_id}, 201)
+        _check_reach(change.caller, wanted.role, wanted.scopes)
+        row = await _insert(change.db, wanted, change.secret("key"))
+        await change.record("create_key", f"key:{row['id']}", after=rows.shown(row, COLUMNS))
+        change.answers(rows.shown(row, COLUMNS), 201, row["version"])
     return await respond(api, change)
 
 
-async def create(db: Database, role: str, partner_id: int | None = None, advertiser_id: int | None = None) -> NewKey:
-    """Make a key. Raises Refused for an unknown role, or an owner that does not fit it or does not exist."""
+async def get(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/keys/{id}` -> the key's row, without the key, its version as ETag."""
+    async with acquire(api.pool) as db:
+        row = await rows.one(db, "api_key", path_id(request, "key"))
+    return answer(rows.shown(row, COLUMNS), version=row["version"])
+
+
+async def listed(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/keys?role&partner_id&advertiser_id&replaces&limit&cursor` -> `{data, truncated, next_cursor}`, with
+    those that are over."""
+    async with acquire(api.pool) as db:
+        return answer(await rows.page(db, "api_key", COLUMNS, FILTERS, request))
+
+
+async def patch(api: Api, request: web.Request) -> web.Response:
+    """`PATCH /v1/keys/{id} {name?, requests_per_minute?, expires_at?}`, `If-Match` -> the key's row.
+
+    One that is over stays so: 409.
+    """
+    key_id, values = path_id(request, "key"), given(await read_body(request, KeyChange))
+    if "expires_at" in values:
+        values["expires_at"] = _later(values["expires_at"])
+    async with changing(api, request) as change:
+        before, after = await rows.update(change.db, "api_key", key_id, values, request)
+        _check_live(before)
+        if after["version"] != before["version"]:
+            await change.record(
+                "change_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
+            )
+        change.answers(rows.shown(after, COLUMNS), version=after["version"])
+    return await respond(api, change)
+
+
+async def revoke(api: Api, request: web.Request) -> web.Response:
+    """`DELETE /v1/keys/{id}`, `If-Match` -> the key's row. It works no more from the moment this returns; its
+    successor, if it has one, goes on."""
+    key_id = path_id(request, "key")
+    async with changing(api, request) as change:
+        before, after = await end(change.db, key_id, request)
+        if after["version"] != before["version"]:
+            await change.record(
+                "revoke_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
+            )
+        change.answers(rows.shown(after, COLUMNS), version=after["version"])
+    return await respond(api, change)
+
+
+async def rotate(api: Api, request: web.Request) -> web.Response:
+    """`POST /v1/keys/{id}/rotate {overlap_h?, expires_at?}` -> a successor's row and `key`, shown only this once.
+
+    It may do what its predecessor may, which ends after the overlap. No third key of a chain lives: 409.
+    """
+    key_id = path_id(request, "key")
+    body = await read_body(request, RotationBody) if request.body_exists else RotationBody()
+    expires_at = _later(body.expires_at)
+    async with changing(api, request) as change:
+        before = await _rotatable(change, key_id, request)
+        wanted = Wanted(**{name: before[name] for name in Wanted.__dataclass_fields__})
+        row = await _insert(change.db, replace(wanted, expires_at=expires_at, replaces=key_id), change.secret("key"))
+        after = await change.db.fetchrow(_END_LATER, key_id, body.overlap_h)
+        assert after is not None
+        await change.record(
+            "rotate_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
+        )
+        await change.record("create_key", f"key:{row['id']}", after=rows.shown(row, COLUMNS))
+        change.answers(rows.shown(row, COLUMNS), 201, row["version"])
+    return await respond(api, change)
+
+
+async def create(db: Database, wanted: Wanted) -> NewKey:
+    """Make a key. Raises Refused, as the API does."""
     key = api_key(random_base62(LENGTH))
     with refusing_what_cannot_be():
-        return NewKey(await _insert(db, key, role, partner_id, advertiser_id), key)
+        row = await _insert(db, checked(wanted), key)
+    return NewKey(row["id"], key)
 
 
-async def _insert(db: Database, key: str, role: str, partner_id: int | None, advertiser_id: int | None) -> int:
-    _check_owner(role, {"partner_id": partner_id, "advertiser_id": advertiser_id})
-    key_id: int = await db.fetchval(
-        "INSERT INTO api_key (role, partner_id, advertiser_id, key_sha256, last_four) VALUES ($1, $2, $3, $4, $5)"
-        " RETURNING id",
-        role,
-        partner_id,
-        advertiser_id,
-        _digest(key),
-        key[-4:],
-    )
-    return key_id
+async def end(db: Database, key_id: int, request: web.Request | None = None) -> tuple[Row, Row]:
+    """Revoke a key; its row before and after, the same when it was revoked before. Belongs into a transaction.
+
+    Raises Refused("not_found"), or "conflict" where nobody would be left to make other keys.
+    """
+    await db.fetch(_LOCK_ADMINS)
+    key = await rows.one(db, "api_key", key_id)
+    if key["revoked_at"] is not None:
+        return key, key
+    if key["role"] == "admin" and not await db.fetchval(_OTHER_ADMIN, key_id):
+        raise Refused("conflict", "this is the last key that may make other keys: make another one first")
+    return await rows.update(db, "api_key", key_id, {"revoked_at": datetime.now(UTC)}, request)
 
 
-async def authenticate(api: Api, request: web.Request) -> Caller:
-    """Who sent this request. A text that cannot be a key costs no query. Raises Refused."""
-    key = _bearer(request)
-    if not is_well_formed(key):
-        raise Refused("unauthorized", "send a key as `Authorization: Bearer cd_...`")
-    async with acquire(api.pool) as db:
-        row = await db.fetchrow(
-            "SELECT id, role, partner_id, advertiser_id FROM api_key WHERE key_sha256 = $1", _digest(key)
-        )
-    if row is None:
-        raise Refused("unauthorized", "this key is not known")
-    return Caller(row["role"], row["id"], row["partner_id"], row["advertiser_id"], key=key)
+def checked(wanted: Wanted) -> Wanted:
+    """Raises Refused for an unknown role, an owner that does not fit it, an unknown scope, an end that has passed."""
+    _check_owner(wanted.role, {"partner_id": wanted.partner_id, "advertiser_id": wanted.advertiser_id})
+    unknown = [scope for scope in wanted.scopes or () if scope not in SCOPES[wanted.role]]
+    if unknown:
+        raise Refused("bad_value", f"there is no scope {unknown[0][:64]!a} for the role {wanted.role}", "scopes")
+    scopes = None if wanted.scopes is None else sorted(set(wanted.scopes))
+    return replace(wanted, scopes=scopes, expires_at=_later(wanted.expires_at))
 
 
-def is_well_formed(key: str) -> bool:
-    found = _KEY.fullmatch(key)
-    return found is not None and checksum(found[1]) == found[2]
+async def _rotatable(change: Change, key_id: int, request: web.Request) -> Row:
+    """A key that may have a successor, locked with its neighbours in the chain. Raises Refused."""
+    chain = await change.db.fetch(_LOCK_CHAIN, key_id)
+    key = await rows.one(change.db, "api_key", key_id)
+    rows.check_version(request, key["version"])
+    _check_live(key)
+    _check_reach(change.caller, key["role"], key["scopes"])
+    others = [row["id"] for row in chain if row["is_live"] and row["id"] != key_id]
+    if others:
+        raise Refused("conflict", f"key {others[0]}, of the same chain, still works: revoke one of the two first")
+    return key
+
+
+async def _insert(db: Database, wanted: Wanted, key: str) -> Row:
+    row = await db.fetchrow(
+        _INSERT, wanted.role, wanted.partner_id, wanted.advertiser_id, wanted.name, wanted.scopes,
+        wanted.requests_per_minute, wanted.expires_at, wanted.replaces, digest(key), key[-4:],
+    )  # fmt: skip
+    assert row is not None
+    return row
 
 
 def _check_owner(role: str, owners: dict[str, int | None]) -> None:
@@ -94,11 +255,23 @@ def _check_owner(role: str, owners: dict[str, int | None]) -> None:
             raise Refused("bad_value", f"a key for the role {role} has no {field}", field)
 
 
-def _bearer(request: web.Request) -> str:
-    given = request.headers.getall("Authorization", [])
-    found = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
-    return found[1] if found else ""
+def _check_reach(caller: Caller, role: str, scopes: Sequence[str] | None) -> None:
+    """Raises Refused where a key would hand out what it may not do itself."""
+    if caller.scopes is None or role != "admin":
+        return
+    more = sorted(frozenset(SCOPES["admin"] if scopes is None else scopes) - caller.scopes)
+    if more:
+        raise Refused("forbidden", f"this key has not the scope {more[0]}, so it cannot give it", "scopes")
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("ascii")).digest()
+def _check_live(key: Row) -> None:
+    if key["revoked_at"] is not None:
+        raise Refused("conflict", "this key was revoked")
+    if key["expires_at"] is not None and key["expires_at"] <= datetime.now(UTC):
+        raise Refused("conflict", "this key has expired")
+
+
+def _later(expires_at: datetime | None) -> datetime | None:
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise Refused("bad_value", "expires_at must be in the future", "expires_at")
+    return None if expires_at is None else to_ms("expires_at", expires_at)

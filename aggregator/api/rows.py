@@ -44,7 +44,7 @@ async def touch(change: Change, kind: Kind, row_id: int) -> None:
 
 
 async def update(
-    db: Database, table: str, row_id: int, changes: Mapping[str, Any], request: web.Request
+    db: Database, table: str, row_id: int, changes: Mapping[str, Any], request: web.Request | None
 ) -> tuple[Row, Row]:
     """Change columns of a row and bump its version; the row before and after, the same where nothing changes.
 
@@ -90,9 +90,9 @@ async def alter(
     return after
 
 
-def check_version(request: web.Request, version: int) -> None:
+def check_version(request: web.Request | None, version: int) -> None:
     """`If-Match: "7"` wants version 7; without it, or with `*`, any will do."""
-    wanted = request.headers.get("If-Match", "*")
+    wanted = request.headers.get("If-Match", "*") if request else "*"
     if wanted != "*" and f'"{version}"' not in [tag.strip() for tag in wanted.split(",")]:
         raise Refused("precondition_failed", f'this has changed meanwhile: it is version "{version}" now', "If-Match")
 

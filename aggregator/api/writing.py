@@ -65,10 +65,12 @@ async def changing(api: Api, request: web.Request) -> AsyncIterator[Change]:
     """One change. Raises Refused for what a constraint forbids and when Postgres is away, and Replayed for a request
     whose Idempotency-Key was used before: the caller has its answer then."""
     caller, nonce = request[CALLER], secrets.token_bytes(32)
-    async with acquire(api.pool) as db:
+    asked = await idempotency.read(caller, request)
+    async with idempotency.in_turn(api, asked), acquire(api.pool) as db:
         with refusing_what_cannot_be():
             async with db.transaction():
-                asked = await idempotency.begin(db, caller, request, nonce)
+                if asked:
+                    await idempotency.begin(db, asked, nonce)
                 change = Change(db, caller, nonce)
                 yield change
                 if asked:

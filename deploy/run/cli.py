@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 import uvloop
 
@@ -212,14 +214,49 @@ def keys_create(
     role: Annotated[str, typer.Option(help="admin, partner or advertiser")],
     partner_id: Annotated[int | None, typer.Option(help="Whose key, for the role partner.")] = None,
     advertiser_id: Annotated[int | None, typer.Option(help="Whose key, for the role advertiser.")] = None,
+    name: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="links.read, links.write, ...; all, if none.")] = None,
+    expires: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ"], help="In UTC; never, if not given.")
+    ] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make an API key and print it; it is shown only this once."""
+    from aggregator.api.keys import Wanted  # noqa: PLC0415
     from deploy.run.database import ask  # noqa: PLC0415
     from deploy.run.keys import create  # noqa: PLC0415
 
     settings = load(DatabaseSettings, database_url=database_url)
-    print(ask(create(settings.database_url, role, partner_id, advertiser_id)))
+    expires_at = expires and expires.replace(tzinfo=UTC)
+    wanted = Wanted(role, partner_id, advertiser_id, name, scope or None, expires_at=expires_at)
+    print(ask(create(settings.database_url, wanted)))
+
+
+@keys.command("list")
+def keys_list(
+    also_over: Annotated[bool, typer.Option("--all", help="Those that were revoked or have expired, too.")] = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """List API keys, one JSON object a line; the keys themselves are nowhere."""
+    from deploy.run.database import ask  # noqa: PLC0415
+    from deploy.run.keys import listed  # noqa: PLC0415
+
+    settings = load(DatabaseSettings, database_url=database_url)
+    for key in ask(listed(settings.database_url, also_over=also_over)):
+        print(orjson.dumps(key).decode())
+
+
+@keys.command("revoke")
+def keys_revoke(
+    key_id: Annotated[int, typer.Argument(metavar="ID", help="The `id` that `keys list` shows.")],
+    database_url: DatabaseUrl = None,
+) -> None:
+    """End an API key, at once and for good."""
+    from deploy.run.database import ask  # noqa: PLC0415
+    from deploy.run.keys import revoke  # noqa: PLC0415
+
+    settings = load(DatabaseSettings, database_url=database_url)
+    ask(revoke(settings.database_url, key_id))
 
 
 @app.command()

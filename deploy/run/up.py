@@ -25,7 +25,7 @@ from deploy.run.children import CannotStart, Kept, end_all, spawn, stop_together
 from deploy.run.database import ask
 from deploy.run.folder import Demo, Remembered
 from deploy.run.http import answers
-from deploy.run.keys import create
+from deploy.run.keys import OPERATOR, create
 from deploy.run.listening import listen, port_of
 from deploy.run.logs import log_json_lines, silence_kafka
 from deploy.run.machine import Doors, Machine, Wanted, chosen, describe, reachable
@@ -138,7 +138,7 @@ def _keep_server(machine: Machine, name: str, start: Callable[[Path, int], serve
 def _migrate(machine: Machine) -> None:
     ask(migrate(machine.database_url))
     if not machine.memory.admin_key:
-        _remember(machine, admin_key=ask(create(machine.database_url, "admin")))
+        _remember(machine, admin_key=ask(create(machine.database_url, OPERATOR)))
 
 
 def _start_edge(machine: Machine) -> None:

@@ -9,6 +9,7 @@ import pytest
 from aggregator.api import keys
 from aggregator.api.app import application, open_api
 from aggregator.db.connect import Connection, connect
+from schemas import limits
 from schemas.http import serving
 from schemas.redis import Redis, publishing
 from schemas.settings import ApiSettings
@@ -60,7 +61,8 @@ async def session(settings: ApiSettings) -> AsyncIterator[aiohttp.ClientSession]
 
 @pytest.fixture
 async def admin(session: aiohttp.ClientSession, db: Connection) -> Client:
-    return Client(session, (await keys.create(db, "admin")).key)
+    wanted = keys.Wanted("admin", requests_per_minute=limits.REQUESTS_PER_MINUTE_MAX)
+    return Client(session, (await keys.create(db, wanted)).key)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from typing import Any
 
 import aiohttp
 
-from aggregator.api import keys
+from aggregator.api import authentication
 from aggregator.api.secret_text import LENGTH, api_key, random_base62
 from aggregator.db.connect import Connection
 
@@ -318,6 +318,6 @@ async def test_each_role_may_call_just_what_is_its_own(admin: Any, made: Any, db
 
 
 def test_a_mistyped_key_is_told_by_its_checksum() -> None:
-    assert keys.is_well_formed(GOOD)
+    assert authentication.is_well_formed(GOOD)
     flipped = GOOD[:5] + ("a" if GOOD[5] != "a" else "b") + GOOD[6:]
-    assert not keys.is_well_formed(flipped)
+    assert not authentication.is_well_formed(flipped)

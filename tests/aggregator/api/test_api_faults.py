@@ -43,7 +43,7 @@ _QUEUED = "SELECT count(*) FROM outbox JOIN link ON link.id = row_id AND kind = 
 async def test_a_link_made_while_redis_is_away_is_kept_and_said_not_to_be_live(
     settings: ApiSettings, db: Connection, made: Any, mode: Mode
 ) -> None:
-    key = (await keys.create(db, "admin")).key
+    key = (await keys.create(db, keys.Wanted("admin"))).key
     async with proxy_of(settings.redis_url) as proxy:
         proxy.mode = mode
         away = settings.model_copy(update={"redis_url": proxied(settings.redis_url, proxy)})
@@ -63,7 +63,7 @@ async def test_a_link_made_while_redis_is_away_is_kept_and_said_not_to_be_live(
 async def test_postgres_away_is_a_503_that_says_when_to_repeat(
     settings: ApiSettings, db: Connection, mode: Mode
 ) -> None:
-    key = (await keys.create(db, "admin")).key
+    key = (await keys.create(db, keys.Wanted("admin"))).key
     async with proxy_of(settings.database_url) as proxy:
         proxy.mode = mode
         away = settings.model_copy(update={"database_url": proxied(settings.database_url, proxy)})
