@@ -1,4 +1,4 @@
-"""The aggregator's process: consumer, publisher, partition keeper, measurer, for a journal pruner; an admin port."""
+"""The aggregator's process: consumer, publisher, settler of caps, partition keeper, measurer, pruner; an admin port."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from aggregator.db import partitions
 from aggregator.flush.behind import measure
 from aggregator.flush.prune import prune
 from aggregator.flush.run import consume
+from aggregator.publish import caps
 from aggregator.publish import run as publisher
 from schemas import limits
 from schemas.settings import AggregatorSettings
@@ -44,6 +45,7 @@ def _tasks(settings: AggregatorSettings, ready: asyncio.Event) -> dict[str, Task
     tasks: dict[str, Task] = {
         "consumer": lambda: consume(settings, ready),
         "publisher": lambda: publisher.run(settings.database_url, settings.redis_url),
+        "caps": lambda: caps.settle(settings.database_url, settings.redis_url),
         "partitions": lambda: partitions.keep(settings),
         "measure": lambda: measure(settings),
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -89,6 +90,15 @@ def _visitor_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _networks(value: str) -> str:
+    for text in value.split(",") if value else ():
+        try:
+            ip_network(text.strip())
+        except ValueError as error:
+            raise ValueError(f"must be networks such as 10.0.0.0/8,2001:db8::/32: {error}") from None
+    return value
+
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Topic = Annotated[str, AfterValidator(_topic)]
 
@@ -146,6 +156,7 @@ class EdgeSettings(LogSettings):
     edge_port: Port = 8080
     admin_port: Port = 8090
     workers: Annotated[int, Field(ge=1, le=64)] = 1
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""  # whose X-Forwarded-* are believed
     edge_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
     spool_folder: Path = Path("clickdam-spool")  # what Kafka could not take; a journal has no spool
     spool_bytes_max: Annotated[int, Field(ge=1_000_000)] = (
@@ -155,6 +166,10 @@ class EdgeSettings(LogSettings):
     @property
     def keys(self) -> ClickKeys:
         return ClickKeys.parse(self.click_keys.get_secret_value())
+
+    @property
+    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        return tuple(ip_network(text.strip()) for text in self.trusted_proxies.split(",") if text)
 
     @property
     def visitor_secret(self) -> bytes:

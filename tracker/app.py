@@ -63,8 +63,10 @@ async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
         counters = await stack.enter_async_context(counting_live(settings.redis_url))
         recorder = await stack.enter_async_context(recording(heartbeat.log, tally))
         await stack.enter_async_context(running("heartbeat", heartbeat.beat(recorder)))
-        known = Known(settings.visitor_secret)
-        yield Edge(settings.keys, known, clock, links, heartbeat.log, recorder, counters, tally)
+        known = Known(settings.visitor_secret, counters.caps)
+        yield Edge(
+            settings.keys, known, clock, links, heartbeat.log, recorder, counters, tally, settings.trusted_networks
+        )
 
 
 def routes(edge: Edge) -> web.Application:

@@ -1,5 +1,7 @@
 """Live counters: coalesced in memory, sent to Redis in one pipeline every 200 ms. Display values and hints.
 
+Clicks that count against caps go with them, and the answers say how much of each cap all edges have used.
+
 Handlers touch only memory. One task owns the connection and never retries: a lost reply must not count twice.
 """
 
@@ -7,46 +9,56 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import structlog
 
 from schemas import limits, redis_keys
 from schemas.redis import Redis, RedisError, counting
 from tracker.background import running
+from tracker.caps import COUNT, CapPeriod, CapTotals
 
 log = structlog.get_logger()
 _QUARTER_MS = 900_000
 
 
 class LiveCounters:
-    """Counts by (key, field) since the last flush."""
+    """Counts by (key, field) since the last flush, and those against caps."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, str], int] = {}
+        self.caps = CapTotals()
         self.dropped = 0
 
-    def count_click(self, at_ms: int, link_id: int, partner_id: int) -> None:
-        """One recorded click on a link."""
+    def count_click(self, at_ms: int, link_id: int, partner_id: int, caps: Iterable[CapPeriod] = ()) -> None:
+        """One recorded click on a link, and what it counts against."""
         quarter_s = at_ms // _QUARTER_MS * 900
         self._add(quarter_s, f"link:{link_id}")
         self._add(quarter_s, f"partner:{partner_id}")
+        for of in caps:
+            self.caps.count(of)
 
     async def flush(self, redis: Redis) -> None:
-        """Send what was counted. A failed flush is not repeated: it may have landed."""
+        """Send what was counted. Display values of a failed flush are not repeated: they may have landed."""
         counts, self._counts = self._counts, {}
-        if not counts:
+        batch = self.caps.batch()
+        if not counts and not batch:
             return
         pipeline = redis.pipeline(transaction=False)
+        if batch:
+            pipeline.eval(COUNT, len(batch.keys), *batch.keys, *batch.arguments)
         for (quarter_s, field), n in counts.items():
             pipeline.hincrby(redis_keys.live(quarter_s), field, n)
         for quarter_s in {quarter_s for quarter_s, _ in counts}:
             pipeline.expire(redis_keys.live(quarter_s), limits.COUNTER_TTL_S)
         try:
-            await pipeline.execute()
+            answers = await pipeline.execute()
         except RedisError as error:
             self.dropped += sum(counts.values())
             log.warning("live_counters_dropped", counts=len(counts), error=type(error).__name__)
+        else:
+            if batch:
+                self.caps.answered(answers[0])
 
     def _add(self, quarter_s: int, field: str) -> None:
         key = (quarter_s, field)

@@ -10,6 +10,7 @@ from tracker.clock import EdgeClock
 from tracker.counters import LiveCounters
 from tracker.links import LinkCache
 from tracker.log.recorder import Log, Recorder
+from tracker.proxies import Networks
 from tracker.qr_codes import QrCodes, qr_codes
 from tracker.steps import Known
 from tracker.tally import Tally
@@ -27,6 +28,7 @@ class Edge:
     recorder: Recorder
     counters: LiveCounters
     tally: Tally
+    trusted_proxies: Networks = ()
     warm: bool = False
     draining: bool = False
     qr_codes: QrCodes = field(default_factory=qr_codes)

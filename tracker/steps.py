@@ -14,10 +14,12 @@ import orjson
 
 from schemas import events
 from schemas.click_id import ClickKey, mint, uuid7_bytes
-from schemas.links import Block, Domain, Link, Offer, Partner, Programme
+from schemas.links import Asked, Block, Domain, Link, Offer, Partner, Programme, Targeting
 from schemas.outcomes import ClickClass, Reason
 from tracker import deep_links, macros, params, visitor
-from tracker.caps import CapTotals
+from tracker.caps import CapPeriod, CapTotals, concerning
+from tracker.rotation import choose
+from tracker.targeting import off_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Click:
     referer: str
     query: str
     host: str = ""
+    languages: str = ""
     uncounted: bool = False
     params: dict[str, str] = field(default_factory=dict)
     click_class: ClickClass = ClickClass.NORMAL
@@ -56,17 +59,20 @@ class Click:
     robot: bool = False
     destination: str | None = None
     deep_link: bool = False
+    caps: tuple[CapPeriod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How to answer: a redirect to `location` (with the event to record, unless it is uncounted), or a refusal."""
+    """How to answer: a redirect to `location` (with the event to record, unless it is uncounted, and the caps it then
+    counts against), or a refusal."""
 
     reason: Reason
     location: str | None = None
     event: bytes | None = None
     link_id: int = 0
     partner_id: int = 0
+    caps: tuple[CapPeriod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +88,8 @@ Step = Callable[[Click, Target, Known], None]
 
 def put_params(click: Click, target: Target, known: Known) -> None:
     """Sub ids and the like, unless the door has read them already."""
-    if not click.params:
-        click.params = params.read(click.query)
-    if params.says_yes(click.params, "no_track"):
+    click.params = click.params or params.read(click.query)
+    if "no_track" in click.params and params.says_yes(click.params, "no_track"):
         click.uncounted = True
 
 
@@ -123,13 +128,13 @@ def drop_paused(click: Click, target: Target, known: Known) -> None:
 
 def drop_not_started(click: Click, target: Target, known: Known) -> None:
     for of in (target.link, target.offer):
-        if of and of.starts_ms is not None and click.at_ms < of.starts_ms:
+        if of and of.starts_ms and click.at_ms < of.starts_ms:
             click.reason = Reason.NOT_STARTED
 
 
 def drop_expired(click: Click, target: Target, known: Known) -> None:
     for of in (target.link, target.offer):
-        if of and of.ends_ms is not None and click.at_ms >= of.ends_ms:
+        if of and of.ends_ms and click.at_ms >= of.ends_ms:
             click.reason = Reason.EXPIRED
 
 
@@ -153,9 +158,40 @@ def drop_blocked(click: Click, target: Target, known: Known) -> None:
             click.reason = Reason.BLOCKED_SOURCE
 
 
+def drop_off_target(click: Click, target: Target, known: Known) -> None:
+    if target.offer and target.offer.targeting:
+        click.reason = _off_target(click, target, target.offer.targeting)
+
+
+def _off_target(click: Click, target: Target, targeting: Targeting) -> Reason:
+    seen: dict[Asked, str] = {
+        "country": click.country.lower(),
+        "device": click.device,
+        "os": click.os.lower(),
+        "browser": click.browser.lower(),
+        "language": visitor.language(click.languages),
+    }
+    timezone = (target.offer and target.offer.timezone) or target.programme.timezone
+    return off_target(targeting, seen, timezone, click.at_ms)
+
+
 def put_destination(click: Click, target: Target, known: Known) -> None:
     if target.offer:
         click.destination = (target.link and target.link.destination_url) or target.offer.destination_url
+
+
+def put_landing(click: Click, target: Target, known: Known) -> None:
+    """One of the offer's landings that are meant for this click, its share of visitors to each; else the destination
+    stands, as it does where the link has its own."""
+    if target.offer is None or not target.offer.landings or (target.link and target.link.destination_url):
+        return
+    meant = [
+        landing
+        for landing in target.offer.landings
+        if landing.targeting is None or not _off_target(click, target, landing.targeting)
+    ]
+    if meant:
+        click.destination = choose(meant, click.visitor).url
 
 
 def put_deep_link(click: Click, target: Target, known: Known) -> None:
@@ -175,6 +211,24 @@ def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.KNOWN_BOT
 
 
+def drop_over_cap(click: Click, target: Target, known: Known) -> None:
+    """Where a cap is reached, what it says happens; else the click counts against all that concern it. Only ordinary
+    clicks are counted, so only they are looked at."""
+    offer, partner = target.offer, target.partner
+    if not (offer and partner and (offer.caps or partner.caps)) or click.click_class is not ClickClass.NORMAL:
+        return
+    asked = concerning(offer, partner, target.programme.timezone, click.at_ms)
+    reached = next((cap for cap, of in asked if known.caps.total(of) >= cap.clicks), None)
+    if reached is None:
+        click.caps = tuple(of for _, of in asked)
+        return
+    click.reason = Reason.OVER_CAP
+    if reached.over_cap == "pass":
+        click.click_class = ClickClass.OVER_CAP
+    else:
+        click.destination = None
+
+
 STEPS: tuple[Step, ...] = (
     put_params,
     put_visitor,
@@ -187,9 +241,12 @@ STEPS: tuple[Step, ...] = (
     drop_expired,
     drop_not_approved,
     drop_blocked,
+    drop_off_target,
     put_destination,
+    put_landing,
     put_deep_link,
     put_bot_verdict,
+    drop_over_cap,
 )
 
 
@@ -224,7 +281,7 @@ def _redirect(click: Click, target: Target, key: ClickKey) -> Decision:
     if click.uncounted:
         return Decision(click.reason, location)
     event = _event(click, UUID(bytes=uuid), link_id, offer_id, partner_id)
-    return Decision(click.reason, location, event, link_id, partner_id)
+    return Decision(click.reason, location, event, link_id, partner_id, click.caps)
 
 
 def _location(click: Click, target: Target, click_id: str) -> str:
@@ -266,6 +323,6 @@ def _event(click: Click, uuid: UUID, link_id: int, offer_id: int, partner_id: in
         "referer": macros.referer_host(click.referer),
         "source_id": said.get("source_id", ""),
         "click_ref": said.get("click_ref", ""),
-        "subs": {name: said[name] for name in said.keys() & params.KEPT},
+        "subs": {name: value for name, value in said.items() if name in params.KEPT},
     }
     return orjson.dumps(fields | {name: value for name, value in optional.items() if value})

@@ -63,6 +63,14 @@ def country(ip: str) -> str:
     return (iptocc.country_code(str(address)) or "") if address else ""
 
 
+@lru_cache(maxsize=4_096)
+def language(accepted: str) -> str:
+    """The first language of an Accept-Language, without its region, in lower case: `de` of `de-AT,en;q=0.7`. Empty
+    where there is none."""
+    first = accepted.partition(",")[0].partition(";")[0].strip().partition("-")[0].lower()
+    return first if first.isascii() and first.isalpha() else ""
+
+
 def _address(ip: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(ip.partition("%")[0])

@@ -10,6 +10,7 @@ from schemas.links import CODE
 from schemas.outcomes import Outcome, Reason, refused
 from tracker.edge import Edge
 from tracker.links import NotReady
+from tracker.proxies import client_ip
 from tracker.steps import Click, Decision, Target, decide
 
 Find = Callable[[Edge, Click], Awaitable[Target]]
@@ -66,13 +67,18 @@ def read_click(request: web.Request, edge: Edge) -> Click:
     headers = request.headers
     return Click(
         at_ms=edge.clock.now_ms(),
-        ip=request.remote or "",
+        ip=client_ip(request.remote or "", forwarded_for(request, edge), edge.trusted_proxies),
         user_agent=readable(headers.get("User-Agent", "")[: limits.USER_AGENT_MAX]),  # it is a key of our caches
         referer=readable(headers.get("Referer", "")),
         query=readable(request.raw_path.partition("?")[2]),
         host=host_name(headers.get("Host", "")),
+        languages=headers.get("Accept-Language", "")[: limits.LANGUAGES_MAX],
         uncounted=request.method == "HEAD",
     )
+
+
+def forwarded_for(request: web.Request, edge: Edge) -> str:
+    return ",".join(request.headers.getall("X-Forwarded-For", ())) if edge.trusted_proxies else ""
 
 
 def host_name(header: str) -> str:
@@ -87,7 +93,7 @@ async def record(edge: Edge, received: Click, decision: Decision) -> None:
         edge.tally.count(Outcome.UNCOUNTED, received.at_ms)
         return
     if decision.partner_id:
-        edge.counters.count_click(received.at_ms, decision.link_id, decision.partner_id)
+        edge.counters.count_click(received.at_ms, decision.link_id, decision.partner_id, decision.caps)
     await edge.recorder.durable(decision.event, received.at_ms)
 
 

@@ -1,0 +1,30 @@
+"""Which of several landings a visitor sees: weighted rendezvous hashing, with no state and no look-up table.
+
+D. Thaler and C. Ravishankar, "Using name-based mappings to increase hit rates" (1998), with the weights of
+C. Schindelhauer and G. Schomaker, "Weighted distributed hash tables" (SPAA 2005): each landing draws h, uniform in
+(0, 1), from the hash of visitor and landing; the greatest -weight / ln(h) wins. So shares are as the weights, one
+visitor always gets the same, and a changed weight or a new landing moves only the visitors whose share it is.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from math import log
+
+from schemas.links import Landing
+
+_ONE = 2.0**53  # a float holds 53 bits exactly
+
+
+def choose(landings: Sequence[Landing], visitor: str) -> Landing:
+    """The landing of this visitor, of at least one. Their order means nothing.
+
+    A visitor's hash has a new key each day of the programme (`visitor.visitor_hash`): the choice is sticky for a day.
+    """
+    if len(landings) == 1:
+        return landings[0]
+    return max(landings, key=lambda landing: -landing.weight / log(_uniform(visitor, landing.url)))
+
+
+def _uniform(visitor: str, url: str) -> float:
+    digest = blake2b(f"{visitor}\n{url}".encode(), digest_size=8).digest()
+    return ((int.from_bytes(digest) >> 11) + 0.5) / _ONE
