@@ -10,7 +10,7 @@ links, and `redir_url` by nobody.
 
 from urllib.parse import parse_qsl
 
-from schemas.limits import QUERY_BYTES_MAX, QUERY_PARAMS_MAX, VALUE_MAX
+from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
 
 SUBS = tuple(f"sub{n}" for n in range(1, 11))
 AD_CLICK_IDS = frozenset("gclid gbraid wbraid fbclid msclkid ttclid li_fat_id twclid".split())
@@ -51,7 +51,7 @@ OURS = (
     frozenset(ALIASES) | frozenset(ALIASES.values()) | KEPT | {"path", "redir_url", "bot", "click_id", "key", "cnv_id"}
 ) - (AD_CLICK_IDS | {"utm_source"})
 _RANK = {alias: rank for rank, alias in enumerate(ALIASES)}
-_WHOLE = frozenset({"url", "path"})  # too long for a value that is kept, and no use when cut
+_WHOLE = frozenset({"url", "u", "desturl", "path"})  # longer than what is kept, and of no use when cut
 _YES = frozenset({"1", "true"})
 
 
@@ -63,11 +63,13 @@ def pairs(query: str) -> list[tuple[str, str]]:
 def read(query: str) -> dict[str, str]:
     """Values by name, aliases also by the name they stand for. Raises ValueError for more than the limit."""
     found: dict[str, str] = {}
+    if not query:
+        return found
     for said, value in reversed(pairs(query)):
         name = said.lower()
-        most = QUERY_BYTES_MAX if ALIASES.get(name, name) in _WHOLE else VALUE_MAX
-        found[name] = value.replace("\0", "")[:most]
-    for alias in sorted(found.keys() & _RANK.keys(), key=_RANK.__getitem__):
+        found[name] = value.replace("\0", "")[: None if name in _WHOLE else VALUE_MAX]
+    aliases = [name for name in found if name in _RANK]
+    for alias in sorted(aliases, key=_RANK.__getitem__):
         found.setdefault(ALIASES[alias], found[alias])
     return found
 
