@@ -16,9 +16,11 @@ from aggregator.api import (
     advertisers,
     approvals,
     audit,
+    caps,
     health,
     keys,
     links,
+    me,
     offers,
     partners,
     reports,
@@ -45,6 +47,8 @@ _TOLD = web.RequestKey("told", dict[str, str])  # headers of an answer, whatever
 
 NOBODY: frozenset[str] = frozenset()  # no key needed
 ADMIN = frozenset({"admin"})
+PARTNER = frozenset({"partner"})
+OWNERS = frozenset({"partner", "advertiser"})  # of keys
 OWN_ROWS = frozenset({"admin", "partner"})
 # A key needs the scope `<subject>.read` for a GET, `<subject>.write` for anything else.
 ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
@@ -68,6 +72,19 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/links/{id}", ADMIN, "links", links.get),
     ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
     ("DELETE", "/v1/links/{id}", ADMIN, "links", links.archive),
+    ("GET", "/v1/caps", ADMIN, "caps", caps.listed),
+    ("POST", "/v1/caps", ADMIN, "caps", caps.post),
+    ("GET", "/v1/caps/{id}", ADMIN, "caps", caps.get),
+    ("PATCH", "/v1/caps/{id}", ADMIN, "caps", caps.patch),
+    ("DELETE", "/v1/caps/{id}", ADMIN, "caps", caps.delete),
+    ("GET", "/v1/me", OWNERS, "me", me.get),
+    ("GET", "/v1/me/offers", PARTNER, "me", me.offers),
+    ("GET", "/v1/me/offers/{id}", PARTNER, "me", me.offer),
+    ("POST", "/v1/me/offers/{id}/apply", PARTNER, "me", me.apply),
+    ("GET", "/v1/me/links", PARTNER, "me", me.own_links),
+    ("POST", "/v1/me/links", PARTNER, "me", me.make_link),
+    ("GET", "/v1/me/links/{id}", PARTNER, "me", me.own_link),
+    ("PATCH", "/v1/me/links/{id}", PARTNER, "me", me.change_link),
     ("GET", "/v1/keys", ADMIN, "keys", keys.listed),
     ("POST", "/v1/keys", ADMIN, "keys", keys.post),
     ("GET", "/v1/keys/{id}", ADMIN, "keys", keys.get),

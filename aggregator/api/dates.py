@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ def to_ms(name: str, at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
-def check_order(row: Row) -> None:
+def check_order(row: Row | Mapping[str, Any]) -> None:
     """Raises Refused for a row that would end before it starts."""
     if row["starts_at"] and row["ends_at"] and row["ends_at"] <= row["starts_at"]:
         raise Refused("bad_value", "ends_at must be after starts_at", "ends_at")

@@ -85,7 +85,7 @@ async def listed(api: Api, request: web.Request) -> web.Response:
     next_cursor}`."""
     async with acquire(api.pool) as db:
         found = await rows.page(db, LINK, (*COLUMNS, "host"), FILTERS, request)
-    return answer(found | {"data": [_with_url(api, row) for row in found["data"]]})
+    return answer(found | {"data": [with_url(api, row) for row in found["data"]]})
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:
@@ -141,7 +141,14 @@ async def one(db: Database, link_id: int) -> Row:
 
 def shown(api: Api, row: Row, columns: tuple[str, ...] = COLUMNS) -> dict[str, Any]:
     """A row of `LINK` as it is answered, with its `url`."""
-    return _with_url(api, rows.shown(row, (*columns, "host")))
+    return with_url(api, rows.shown(row, (*columns, "host")))
+
+
+def with_url(api: Api, shown: dict[str, Any]) -> dict[str, Any]:
+    """The same with its `url`, instead of the `host` that it has a code on."""
+    host = shown.pop("host")
+    scheme = api.public_url.partition("://")[0]
+    return shown | {"url": f"{f'{scheme}://{host}' if host else api.public_url}/c/{shown['code']}"}
 
 
 async def _change(api: Api, request: web.Request, body: LinkChange) -> web.Response:
@@ -190,9 +197,3 @@ async def _check_domain(db: Database, domain_id: int) -> None:
         raise Refused("bad_value", "there is no such domain", "domain_id")
     if not domain["own_links"]:
         raise Refused("bad_value", "this domain has no links of its own: it serves those without a domain", "domain_id")
-
-
-def _with_url(api: Api, shown: dict[str, Any]) -> dict[str, Any]:
-    host = shown.pop("host")
-    scheme = api.public_url.partition("://")[0]
-    return shown | {"url": f"{f'{scheme}://{host}' if host else api.public_url}/c/{shown['code']}"}

@@ -1,0 +1,180 @@
+"""Caps: how much an offer, a partner, or a partner on an offer may bring in a period.
+
+Edges keep those on clicks. The others are settings for whoever settles conversions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from aiohttp import web
+from msgspec import UNSET, UnsetType
+
+from aggregator.api import rows
+from aggregator.api.calling import Api, Id, answer, given, path_id, read_body
+from aggregator.api.writing import Change, changing, respond
+from aggregator.db.connect import Row, acquire
+from schemas import limits, money
+from schemas.errors import Refused
+from schemas.links import Period
+
+FILTERS: rows.Filters = {"offer_id": int, "partner_id": int, "kind": str, "period": str}
+Amount = Annotated[int, msgspec.Meta(ge=0, le=limits.CAP_MAX)]
+Kind = Literal["clicks", "conversions", "payout", "revenue"]
+OverCap = Literal["fallback", "pass"]
+MONEY = ("payout", "revenue")
+AMOUNTS = ("clicks", "conversions", "amount_minor")
+COLUMNS = ("id", "offer_id", "partner_id", "kind", "period", "amount", "currency", "over_cap", "created_at")
+_FIXED = ("offer_id", "partner_id", "kind", "period", "currency")
+_INSERT = """
+INSERT INTO cap (offer_id, partner_id, kind, period, amount, currency, over_cap) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT DO NOTHING RETURNING *
+"""
+
+
+class CapBody(msgspec.Struct, forbid_unknown_fields=True):
+    """On an offer, a partner, or both. The amount is named for the kind: `clicks`, `conversions`, or for `payout` and
+    `revenue` `amount_minor` with its `currency`."""
+
+    kind: Kind
+    period: Period
+    offer_id: Id | None = None
+    partner_id: Id | None = None
+    clicks: Amount | UnsetType = UNSET
+    conversions: Amount | UnsetType = UNSET
+    amount_minor: Amount | UnsetType = UNSET
+    currency: str | None = None
+    over_cap: OverCap = "fallback"
+
+
+class CapChange(msgspec.Struct, forbid_unknown_fields=True):
+    """The last five are there to be told why they cannot change."""
+
+    clicks: Amount | UnsetType = UNSET
+    conversions: Amount | UnsetType = UNSET
+    amount_minor: Amount | UnsetType = UNSET
+    over_cap: OverCap | UnsetType = UNSET
+    offer_id: Any = UNSET
+    partner_id: Any = UNSET
+    kind: Any = UNSET
+    period: Any = UNSET
+    currency: Any = UNSET
+
+
+async def post(api: Api, request: web.Request) -> web.Response:
+    """`POST /v1/caps {offer_id?, partner_id?, kind, period, clicks | conversions | amount_minor + currency, over_cap?}`
+    -> the cap; `live` once edges keep it."""
+    body = await read_body(request, CapBody)
+    amount = _amount(given(body), body.kind)
+    _check_new(body, amount)
+    async with changing(api, request) as change:
+        row = await change.db.fetchrow(
+            _INSERT, body.offer_id, body.partner_id, body.kind, body.period, amount, body.currency, body.over_cap
+        )
+        if row is None:
+            raise Refused("conflict", "there is a cap of this kind and period there already: change that one", "period")
+        await _tell_owner(change, row)
+        await _check_room(change, body.partner_id)
+        await change.record("create_cap", f"cap:{row['id']}", after=shown(row))
+        change.answers(shown(row), 201, row["version"])
+    return await respond(api, change)
+
+
+async def get(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/caps/{id}` -> the cap, its version as ETag."""
+    async with acquire(api.pool) as db:
+        row = await rows.one(db, "cap", path_id(request, "cap"))
+    return answer(shown(row), version=row["version"])
+
+
+async def listed(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/caps?offer_id&partner_id&kind&period&limit&cursor` -> `{data, truncated, next_cursor}`."""
+    async with acquire(api.pool) as db:
+        found = await rows.page(db, "cap", COLUMNS, FILTERS, request)
+    return answer(found | {"data": [named(row) for row in found["data"]]})
+
+
+async def patch(api: Api, request: web.Request) -> web.Response:
+    """`PATCH /v1/caps/{id} {clicks | conversions | amount_minor, over_cap?}`, `If-Match` -> the cap as it is now."""
+    cap_id = path_id(request, "cap")
+    body = await read_body(request, CapChange)
+    for name in _FIXED:
+        if getattr(body, name) is not UNSET:
+            raise Refused("bad_value", f"the {name} of a cap cannot change: what it has counted is of this one", name)
+    async with changing(api, request) as change:
+        former = await rows.one(change.db, "cap", cap_id, locked=True)
+        before, after = await rows.update(change.db, "cap", cap_id, _changes(body, former), request)
+        if after["version"] != before["version"]:
+            await _tell_owner(change, after)
+            await change.record("change_cap", f"cap:{cap_id}", before=shown(before), after=shown(after))
+        change.answers(shown(after), version=after["version"])
+    return await respond(api, change)
+
+
+async def delete(api: Api, request: web.Request) -> web.Response:
+    """`DELETE /v1/caps/{id}`, `If-Match` -> the cap as it was; it is gone, and in the audit."""
+    cap_id = path_id(request, "cap")
+    async with changing(api, request) as change:
+        row = await rows.one(change.db, "cap", cap_id, locked=True)
+        rows.check_version(request, row["version"])
+        await change.db.execute("DELETE FROM cap WHERE id = $1", cap_id)
+        await _tell_owner(change, row)
+        await change.record("delete_cap", f"cap:{cap_id}", before=shown(row))
+        change.answers(shown(row))
+    return await respond(api, change)
+
+
+def shown(row: Row) -> dict[str, Any]:
+    """A row of `cap` as it is answered."""
+    return named(rows.shown(row, COLUMNS))
+
+
+def named(cap: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its amount under the name that its kind gives it."""
+    kept = {name: value for name, value in cap.items() if name not in ("amount", "currency")}
+    if cap["kind"] in MONEY:
+        return kept | {"amount_minor": cap["amount"], "currency": cap["currency"]}
+    return kept | {cap["kind"]: cap["amount"]}
+
+
+def _amount(values: Mapping[str, Any], kind: str) -> int | None:
+    """The amount that a body gives, which only one name fits. Raises Refused naming another."""
+    wanted = "amount_minor" if kind in MONEY else kind
+    for name in AMOUNTS:
+        if name in values and name != wanted:
+            raise Refused("bad_value", f"a cap on {kind} has {wanted}", name)
+    return values.get(wanted)
+
+
+def _check_new(body: CapBody, amount: int | None) -> None:
+    if body.offer_id is None and body.partner_id is None:
+        raise Refused("missing_field", "a cap is on an offer, on a partner, or on both", "offer_id")
+    wanted = "amount_minor" if body.kind in MONEY else body.kind
+    if amount is None:
+        raise Refused("missing_field", f"{wanted} is missing", wanted)
+    if (body.kind in MONEY) != (body.currency is not None):
+        raise Refused("bad_value", "a cap on payout or revenue has a currency, and no other one", "currency")
+    if body.currency is not None and body.currency not in money.EXPONENT:
+        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", "currency")
+
+
+def _changes(body: CapChange, former: Row) -> dict[str, Any]:
+    values = given(body)
+    amount = _amount(values, former["kind"])
+    changes: dict[str, Any] = {} if amount is None else {"amount": amount}
+    return changes | ({"over_cap": values["over_cap"]} if "over_cap" in values else {})
+
+
+async def _tell_owner(change: Change, cap: Row) -> None:
+    """The config that has the cap is its partner's, else its offer's."""
+    kind: Literal["offer", "partner"] = "offer" if cap["partner_id"] is None else "partner"
+    await rows.touch(change, kind, cap[f"{kind}_id"])
+
+
+async def _check_room(change: Change, partner_id: int | None) -> None:
+    """Raises Refused for a partner, whose row is locked, with too many caps."""
+    held = await change.db.fetchval("SELECT count(*) FROM cap WHERE partner_id = $1", partner_id)
+    if held > limits.CAPS_PER_PARTNER_MAX:
+        raise Refused("conflict", f"a partner has at most {limits.CAPS_PER_PARTNER_MAX} caps", "partner_id")
