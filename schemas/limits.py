@@ -178,3 +178,12 @@ LINKS_PER_PARTNER_MAX = 10_000  # that it makes itself: a script of its own that
 AUDIT_ROWS_MAX = 200  # acts in one answer; the next page has a cursor
 SOURCE_MAX = 300  # characters of a source: a topic's name has at most 249, its id 32
 REPORT_ROWS_MAX = 1_000  # rows in one answer; the next page has a cursor
+
+# Import and export
+IMPORT_ROWS_MAX = 100_000  # of one POST; half a minute of work, and the keys of its rows are held in memory, 20 MB
+IMPORT_BYTES_MAX = 128 * 1024 * 1024  # of one POST; 100,000 rows with every URL filled come to about 60 MB
+IMPORT_LINE_BYTES_MAX = 65_536  # of one row; an offer with 20 landings comes to about 10 kB
+IMPORT_BATCH_ROWS = 1_000  # in one transaction; 0.1-0.2 s, so that calls of others pass in between
+IMPORT_ERRORS_MAX = 1_000  # told in one answer, the rest is counted; the command sends no more rows than that at once
+IMPORT_RETRY_S = 120.0  # so long the command tries while the API says nothing useful; a restart takes ten seconds
+EXPORT_PAUSE_MAX_S = 60.0  # a reader of an export that takes nothing for so long is gone

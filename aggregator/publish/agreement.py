@@ -1,8 +1,11 @@
 """Whether this Redis holds what this Postgres says: who filled it, from which Postgres, and has either gone back.
 
 `links:state` in Redis: `run_id` (of the server that was filled), `system_identifier` and `timeline` (of the Postgres
-it was filled from), `epoch`, and `changes` (how far the outbox's counter had come). A field `filling:<token>` is there
-while a refill is under way, so that a Redis emptied meanwhile is noticed.
+it was filled from), `epoch`, `changes` (how far the outbox's counter had come), and `evicted` (how many keys this
+server had evicted when the filling began). A field `filling:<token>` is there while a refill is under way, so that a
+Redis emptied meanwhile is noticed.
+
+A Redis that may evict is written to and beats, but nobody says of it that its set is whole.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from schemas.redis import Redis, done
 
 log = structlog.get_logger()
 
+KEEPS_ALL = "noeviction"  # the only policy with which Redis keeps what it was given
+
 _FACTS = """
 SELECT control.system_identifier::text AS system_identifier,
        ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int AS timeline,
@@ -31,32 +36,45 @@ UPDATE publishing SET epoch = greatest(epoch, $1) + 1, system_identifier = $2, t
 WHERE epoch = $4 RETURNING epoch
 """
 
-_AGREES = """
-local function agrees(state_key, system_identifier, timeline, epoch)
-    local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
-    local state = redis.call('HMGET', state_key, 'run_id', 'system_identifier', 'timeline', 'epoch')
-    return state[1] == run_id and state[2] == system_identifier and state[3] == timeline and state[4] == epoch
+_TOLD = """
+local function told(section, name)
+    return string.match(redis.call('INFO', section), name .. ':([%w-]+)')
 end
 """
 # One script, because a Redis could be emptied between a check and the marker that vouches for it.
-_VOUCH = f"""{_AGREES}
+_VOUCH = f"""{_TOLD}
 if tonumber(redis.call('TIME')[1]) >= tonumber(ARGV[8]) then return nil end
 local sequence = redis.call('GET', KEYS[2])
 if not sequence or tonumber(sequence) < tonumber(ARGV[5]) then return nil end
-if not agrees(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) then return nil end
-redis.call('HSET', KEYS[1], 'changes', ARGV[4])
-redis.call('SET', KEYS[3], '1', 'EX', ARGV[6])
+local state = redis.call('HMGET', KEYS[1], 'run_id', 'system_identifier', 'timeline', 'epoch', 'changes', 'evicted')
+if state[1] ~= told('server', 'run_id') then return nil end
+if state[2] ~= ARGV[1] or state[3] ~= ARGV[2] or state[4] ~= ARGV[3] then return nil end
+local policy = told('memory', 'maxmemory_policy')
+if policy ~= 'noeviction' then
+    redis.call('DEL', KEYS[3])
+elseif state[6] ~= told('stats', 'evicted_keys') then
+    return nil
+else
+    redis.call('SET', KEYS[3], '1', 'EX', ARGV[6])
+end
+if tonumber(ARGV[4]) > tonumber(state[5]) then redis.call('HSET', KEYS[1], 'changes', ARGV[4]) end
 redis.call('PUBLISH', ARGV[7], sequence .. ' ')
-return sequence
+return {{sequence, policy}}
+"""
+_NOTE = """
+local state = redis.call('HMGET', KEYS[1], 'epoch', 'changes')
+if state[1] == ARGV[1] and tonumber(ARGV[2]) > tonumber(state[2]) then
+    redis.call('HSET', KEYS[1], 'changes', ARGV[2])
+end
 """
 # The sequence jumps to the time in milliseconds: higher than any before it, even one that was lost with its Redis, so
 # that every edge sees a gap and asks again for all it holds.
-_FILLED = """
-if redis.call('HDEL', KEYS[1], 'filling:' .. ARGV[5]) == 0 then return nil end
-local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+_FILLED = f"""{_TOLD}
+local evicted = redis.call('HGET', KEYS[1], 'filling:' .. ARGV[5])
+if not evicted then return nil end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'run_id', run_id, 'system_identifier', ARGV[1], 'timeline', ARGV[2], 'epoch', ARGV[3],
-    'changes', ARGV[4])
+redis.call('HSET', KEYS[1], 'run_id', told('server', 'run_id'), 'system_identifier', ARGV[1], 'timeline', ARGV[2],
+    'epoch', ARGV[3], 'changes', ARGV[4], 'evicted', evicted)
 local sequence = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[6]))
 redis.call('SET', KEYS[2], string.format('%.0f', sequence))
 return 1
@@ -98,9 +116,10 @@ async def settle_source(db: Database, redis: Redis, epoch_found: int = 0) -> Sou
         await _raise_epoch(db, source, epoch)
 
 
-async def vouch(redis: Redis, source: Source, sequence: int, before: float) -> int | None:
+async def vouch(redis: Redis, source: Source, sequence: int, before: float) -> tuple[int, str] | None:
     """Beat on the stream and renew the marker, if this Redis still is the one filled from `source` and its sequence
-    has not gone back. The sequence, or None. Raises RedisError.
+    has not gone back. The sequence, and the policy of eviction, with which there is no marker unless it is
+    `noeviction`; or None. Raises RedisError.
 
     `before` is a time of the Redis server: a frozen one must not renew its marker when it wakes to an old request.
     """
@@ -110,7 +129,13 @@ async def vouch(redis: Redis, source: Source, sequence: int, before: float) -> i
             args=[*source.fields, sequence, limits.COMPLETE_TTL_S, redis_keys.CHANGES, before],
         )
     )
-    return None if answer is None else int(answer)
+    return None if answer is None else (int(answer[0]), answer[1].decode())
+
+
+async def note(redis: Redis, epoch: int, changes: int) -> None:
+    """Say in Redis how far the outbox's counter had come when what lay in it was written: a Postgres taken back behind
+    it is found out even if it was the last that this one did. Raises RedisError."""
+    await done(redis.register_script(_NOTE)(keys=[redis_keys.STATE], args=[epoch, changes]))
 
 
 async def clock_offset_s(redis: Redis) -> float:
@@ -122,17 +147,20 @@ async def clock_offset_s(redis: Redis) -> float:
 async def is_filled(redis: Redis, source: Source, sequence: int) -> bool:
     """Whether this very server was filled from `source`, and its sequence is not below the one last seen. Raises
     RedisError."""
-    state, server = await _state(redis), await done(redis.info("server"))
-    expected = (str(server["run_id"]), source.system_identifier, str(source.timeline), str(source.epoch))
-    found = tuple(state.get(name) for name in ("run_id", "system_identifier", "timeline", "epoch"))
+    state, server = await _state(redis), await done(redis.info())
+    expected = [server["run_id"], source.system_identifier, source.timeline, source.epoch]
+    names = ["run_id", "system_identifier", "timeline", "epoch"]
+    if server["maxmemory_policy"] == KEEPS_ALL:  # else it would be filled again and again
+        expected, names = [*expected, server["evicted_keys"]], [*names, "evicted"]
     now = await done(redis.get(redis_keys.SEQUENCE))
-    return found == expected and now is not None and int(now) >= sequence
+    return [state.get(name) for name in names] == list(map(str, expected)) and int(now or -1) >= sequence
 
 
 async def begin_filling(redis: Redis) -> str:
     """Leave a token in this Redis, for `end_filling`. Raises RedisError."""
     token = secrets.token_hex(8)
-    await done(redis.hset(redis_keys.STATE, f"filling:{token}", int(time.time())))
+    evicted = (await done(redis.info("stats")))["evicted_keys"]
+    await done(redis.hset(redis_keys.STATE, f"filling:{token}", evicted))
     return token
 
 
@@ -145,15 +173,6 @@ async def end_filling(redis: Redis, source: Source, token: str) -> bool:
         )
     )
     return answer is not None
-
-
-async def check_eviction(redis: Redis) -> bool:
-    """Whether Redis keeps what it is given; said loudly if not. Raises RedisError."""
-    memory = await done(redis.info("memory"))
-    policy = memory.get("maxmemory_policy")
-    if policy != "noeviction":
-        log.error("redis_may_evict_links", maxmemory_policy=policy, wanted="noeviction")
-    return bool(policy == "noeviction")
 
 
 def _is_older(source: Source, epoch: int, state: dict[str, str]) -> bool:

@@ -9,6 +9,8 @@ import asyncpg
 import structlog
 
 from aggregator.db.connect import Database, DatabaseAway, Pool
+from aggregator.publish import metrics
+from aggregator.publish.agreement import note
 from aggregator.publish.denormalise import SELECT, Kind, current
 from aggregator.publish.write import EpochBehind, write
 from schemas import limits, links
@@ -16,10 +18,20 @@ from schemas.redis import Redis, RedisError
 
 log = structlog.get_logger()
 
+_WAITING = """
+SELECT count(*) AS entries, coalesce(extract(epoch FROM clock_timestamp() - min(queued_at)), 0)::float AS age_s
+FROM (SELECT queued_at FROM outbox ORDER BY id LIMIT $1) AS waiting
+"""
+
 
 async def enqueue(db: Database, kind: Kind, row_id: int) -> None:
     """Say that a row has changed. Belongs into the transaction of the change."""
     await db.execute("INSERT INTO outbox (kind, row_id) VALUES ($1, $2)", kind, row_id)
+
+
+async def enqueue_all(db: Database, kind: Kind, row_ids: Sequence[int]) -> None:
+    """The same for many rows, in their order."""
+    await db.execute("INSERT INTO outbox (kind, row_id) SELECT $1, unnest($2::int[])", kind, row_ids)
 
 
 async def drain(db: Database, redis: Redis) -> int:
@@ -38,8 +50,17 @@ async def drain(db: Database, redis: Redis) -> int:
         for kind in SELECT:
             configs |= await current(db, kind, {row["row_id"] for row in taken if row["kind"] == kind}, epoch)
         await write(redis, configs)
+        await note(redis, epoch, taken[-1]["id"])
         await db.execute("DELETE FROM outbox WHERE id = ANY($1::bigint[])", [row["id"] for row in taken])
     return len(taken)
+
+
+async def measure(db: Database) -> None:
+    """Tell how much lies in the queue, and since when."""
+    waiting = await db.fetchrow(_WAITING, limits.OUTBOX_COUNTED_MAX)
+    assert waiting is not None
+    metrics.OUTBOX_ENTRIES.set(waiting["entries"])
+    metrics.OUTBOX_AGE.set(max(0.0, waiting["age_s"]))
 
 
 async def publish_now(pool: Pool, redis: Redis, changed: Sequence[tuple[Kind, int]]) -> bool:

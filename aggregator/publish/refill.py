@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
+import asyncpg
 import structlog
 
 from aggregator.db.connect import Database
+from aggregator.publish import metrics
 from aggregator.publish.agreement import Source, begin_filling, end_filling
-from aggregator.publish.denormalise import SELECT, entry
+from aggregator.publish.denormalise import SELECT, Kind, current, entry
 from aggregator.publish.write import write
 from schemas import limits, links, redis_keys
 from schemas.redis import Redis, done
@@ -17,6 +20,10 @@ from schemas.redis import Redis, done
 log = structlog.get_logger()
 
 _AFTER_ALL = 2**31  # higher than any id
+_USED = """
+SELECT link_id FROM click_rollup WHERE quarter >= now() - make_interval(secs => $1) AND link_id > 0
+GROUP BY 1 ORDER BY sum(clicks) DESC LIMIT $2
+"""
 _SWEEP = """
 local swept = 0
 for _, key in ipairs(KEYS) do
@@ -30,31 +37,68 @@ return swept
 
 
 async def refill(db: Database, redis: Redis, source: Source) -> bool:
-    """Write everything, the latest rows first, batch by batch; then take out what an earlier epoch left behind.
+    """Write everything that a click needs before links, then the links, those in use first, at a pace that leaves Redis
+    to the edges; then take out what an earlier epoch left behind.
 
     False when Redis was emptied or filled by another publisher meanwhile. Changes made meanwhile go through the
     outbox: the newer version wins. Raises EpochBehind, DatabaseAway or RedisError.
     """
-    started, written = time.monotonic(), 0
+    started = time.monotonic()
     token = await begin_filling(redis)
-    async for configs in _everything(db, source.epoch):
-        written += await write(redis, configs, announce=False)
-    swept = await _sweep(redis, source.epoch) if await _holds_more_than(redis, written) else 0
-    whole = await end_filling(redis, source, token)
-    log.info(
-        "redis_refilled", whole=whole, written=written, swept=swept, duration_s=round(time.monotonic() - started, 3)
-    )
+    try:
+        written = await _write_all(db, redis, source.epoch)
+        swept = await _sweep(redis, source.epoch) if await _holds_more_than(redis, written) else 0
+        whole = await end_filling(redis, source, token)
+    finally:
+        metrics.REFILLING.set(0)
+    took_s = time.monotonic() - started
+    metrics.REFILLS.labels(str(whole).lower()).inc()
+    metrics.REFILL_SECONDS.set(took_s)
+    log.info("redis_refilled", whole=whole, written=written, swept=swept, duration_s=round(took_s, 3))
     return whole
 
 
+async def _write_all(db: Database, redis: Redis, epoch: int) -> int:
+    started, looked_at, written = time.monotonic(), 0, 0
+    async for configs in _everything(db, epoch):
+        written += await write(redis, configs, announce=False)
+        looked_at += len(configs)
+        metrics.REFILLING.set(looked_at)
+        await asyncio.sleep(started + looked_at / limits.REFILL_VALUES_PER_S - time.monotonic())
+    return written
+
+
 async def _everything(db: Database, epoch: int) -> AsyncIterator[dict[str, links.Config]]:
+    used = await _used_lately(db)
     for kind in SELECT:
-        before = _AFTER_ALL
-        while rows := await db.fetch(
-            f"{SELECT[kind]} WHERE {kind}.id < $1::bigint ORDER BY {kind}.id DESC LIMIT $2", before, limits.REFILL_BATCH
-        ):
-            before = rows[-1]["id"]
-            yield dict(entry(kind, row, epoch) for row in rows)
+        if kind == "link":
+            for n in range(0, len(used), limits.REFILL_BATCH):
+                yield await current(db, kind, used[n : n + limits.REFILL_BATCH], epoch)
+        async for configs in _latest_first(db, kind, epoch, frozenset(used) if kind == "link" else ()):
+            yield configs
+
+
+async def _used_lately(db: Database) -> list[int]:
+    """The links that were clicked in the last hours, most used first; none where finding them takes too long."""
+    try:
+        rows = await db.fetch(
+            _USED, limits.REFILL_USED_WITHIN_S, limits.L1_ENTRIES_MAX, timeout=limits.REFILL_USED_QUERY_S
+        )
+    except (TimeoutError, asyncpg.QueryCanceledError):
+        log.warning("links_in_use_not_known")
+        return []
+    return [row["link_id"] for row in rows]
+
+
+async def _latest_first(
+    db: Database, kind: Kind, epoch: int, but: Collection[int]
+) -> AsyncIterator[dict[str, links.Config]]:
+    before = _AFTER_ALL
+    while rows := await db.fetch(
+        f"{SELECT[kind]} WHERE {kind}.id < $1::bigint ORDER BY {kind}.id DESC LIMIT $2", before, limits.REFILL_BATCH
+    ):
+        before = rows[-1]["id"]
+        yield dict(entry(kind, row, epoch) for row in rows if row["id"] not in but)
 
 
 async def _holds_more_than(redis: Redis, written: int) -> bool:

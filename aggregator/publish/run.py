@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import structlog
 
 from aggregator.db.connect import Connection, DatabaseAway, connected
-from aggregator.publish.agreement import Source, check_eviction, clock_offset_s, is_filled, settle_source, vouch
-from aggregator.publish.outbox import drain
+from aggregator.publish import metrics
+from aggregator.publish.agreement import KEEPS_ALL, Source, clock_offset_s, is_filled, settle_source, vouch
+from aggregator.publish.outbox import drain, measure
 from aggregator.publish.refill import refill
 from aggregator.publish.write import EpochBehind
 from schemas import limits
@@ -31,12 +32,13 @@ _GIVE_UP_ROWS = f"SET idle_in_transaction_session_timeout = '{2 * limits.PUBLISH
 
 @dataclass(slots=True)
 class Agreed:
-    """What Redis was filled from, the last sequence seen there, how far its clock is ahead of our monotonic one;
-    `source` is None while there is doubt."""
+    """What Redis was filled from, the last sequence seen there, how far its clock is ahead of our monotonic one, its
+    eviction policy; `source` is None while there is doubt."""
 
     source: Source | None = None
     sequence: int = 0
     clock_offset_s: float = 0.0
+    eviction: str = KEEPS_ALL
 
 
 async def run(database_url: str, redis_url: str) -> None:
@@ -58,14 +60,19 @@ async def _beat(redis: Redis, agreed: Agreed) -> None:
         return
     try:
         before = time.monotonic() + agreed.clock_offset_s + limits.PUBLISH_TIMEOUT_S
-        sequence = await vouch(redis, agreed.source, agreed.sequence, before)
+        vouched = await vouch(redis, agreed.source, agreed.sequence, before)
     except RedisError as error:
         log.warning("redis_away", error=type(error).__name__)
-        sequence = None
-    if sequence is None:
+        vouched = None
+    if vouched is None:
         agreed.source = None
-    else:
-        agreed.sequence = sequence
+        return
+    agreed.sequence, eviction = vouched
+    if eviction != agreed.eviction:
+        log.error("eviction_policy", policy=eviction, wanted=KEEPS_ALL, unknown_codes_are_known=eviction == KEEPS_ALL)
+        agreed.eviction = eviction
+    metrics.REDIS_MAY_EVICT.set(eviction != KEEPS_ALL)
+    metrics.VOUCHED.set_to_current_time()
 
 
 async def _publish_forever(database_url: str, redis: Redis, agreed: Agreed) -> None:
@@ -74,7 +81,6 @@ async def _publish_forever(database_url: str, redis: Redis, agreed: Agreed) -> N
         try:
             async with connected(database_url, command_timeout_s=limits.STATEMENT_S, application_name=_NAME) as db:
                 await db.execute(_GIVE_UP_ROWS)
-                await check_eviction(redis)
                 while True:
                     await _publish(db, redis, agreed)
                     pause_s = limits.OUTBOX_POLL_S
@@ -90,6 +96,7 @@ async def _publish(db: Connection, redis: Redis, agreed: Agreed) -> None:
         if not await _agree(db, redis, agreed):
             await asyncio.sleep(limits.OUTBOX_POLL_S)
             return
+        await measure(db)
         polls = round(limits.STREAM_BEAT_S / limits.OUTBOX_POLL_S)
         for _ in range(polls):
             await _drain_all(db, redis)
@@ -101,6 +108,7 @@ async def _publish(db: Connection, redis: Redis, agreed: Agreed) -> None:
 async def _agree(db: Connection, redis: Redis, agreed: Agreed) -> bool:
     """Make Redis what Postgres says if there is any doubt that it is. False when it has to be tried again."""
     source = await settle_source(db, redis)
+    metrics.EPOCH.set(source.epoch)
     if source.is_that_of(agreed.source):
         agreed.source = source
         return True

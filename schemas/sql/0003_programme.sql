@@ -129,11 +129,23 @@ CREATE TABLE idempotency (
 );
 CREATE INDEX idempotency_created ON idempotency (created_at);
 CREATE INDEX audit_subject ON audit (subject, id);
+CREATE INDEX audit_actor ON audit (actor, id);
+CREATE INDEX audit_at ON audit (at);
+
+-- Tokens that advertisers had before: Redis says of each that it is not good any more, at the advertiser's version of
+-- then, so that nothing that was published before can come back under it.
+CREATE TABLE replaced_token (
+    id             int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    advertiser_id  int NOT NULL REFERENCES advertiser,
+    token_sha256   bytea NOT NULL UNIQUE,
+    version        bigint NOT NULL
+);
 
 ALTER TABLE outbox
+    ADD COLUMN queued_at timestamptz NOT NULL DEFAULT now(),
     DROP CONSTRAINT outbox_kind_check,
     ADD CONSTRAINT outbox_kind_check
-        CHECK (kind IN ('programme', 'advertiser', 'partner', 'offer', 'reference', 'link'));
+        CHECK (kind IN ('programme', 'advertiser', 'partner', 'offer', 'reference', 'link', 'replaced_token'));
 -- Redis holds what an older version published without these columns.
 INSERT INTO outbox (kind, row_id) SELECT 'reference', id FROM reference;
 

@@ -1,22 +1,18 @@
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from aggregator.db.connect import Connection
-from aggregator.publish.agreement import check_eviction
+from aggregator.publish import outbox
 from aggregator.publish.run import run
-from deploy.run import servers
-from loadtests.faults.proxy import FaultProxy, Mode
 from schemas import links, redis_keys
-from schemas.redis import Redis, RedisError, done, publishing
+from schemas.redis import Redis, RedisError, done
 
 LINK = redis_keys.link("black")
 
@@ -130,14 +126,14 @@ async def test_a_postgres_taken_back_raises_its_epoch_and_wins(
     async with publisher(database_url, redis_url):
         await until(lambda: complete(redis))
         await set_status(rows.link_id, "paused")
-        await until(_status(redis, "paused"))
+        await until(status_is(redis, "paused"))
         await until(lambda: knows_changes(redis))
     first = (await link_in(redis)).v  # type: ignore[union-attr]
     # what a restore of last night's dump into the same cluster does
     await db.execute("UPDATE link SET status = 'active', version = 1 WHERE id = $1", rows.link_id)
     await db.execute("SELECT setval('outbox_id_seq', 1, false)")
     async with publisher(database_url, redis_url):
-        await until(_status(redis, "active"))
+        await until(status_is(redis, "active"))
     assert (await link_in(redis)).v == (first[0] + 1, 1)  # type: ignore[union-attr]
 
 
@@ -167,108 +163,33 @@ async def test_two_publishers_repair_an_emptied_redis_together(
         assert await complete(redis)
 
 
-async def test_a_redis_restarted_empty_is_filled_again(database_url: str, tmp_path: Path, rows: Any) -> None:
-    first = servers.start_valkey(tmp_path / "one")
-    async with publisher(database_url, first.url), publishing(first.url) as redis:
-        await until(lambda: complete(redis))
-        servers.stop_valkey(first)
-        for leftover in (tmp_path / "one").glob("appendonlydir/*"):
-            leftover.unlink()
-        second = servers.start_valkey(tmp_path / "one", first.port)
-        took_s = await until(lambda: complete(redis), within_s=12)
-        assert await link_in(redis) is not None
-        assert took_s < 10
-    servers.stop_valkey(second)
+async def test_the_publisher_tells_how_it_stands(published: Any, redis: Redis, set_status: Any, db: Connection) -> None:
+    written = told("clickdam_published_values_total")
+    await set_status(published.link_id, "paused")
+    await until(status_is(redis, "paused"))
+    assert told("clickdam_published_values_total") == written + 1
+    assert time.time() - told("clickdam_vouched_timestamp_seconds") < 5
+    assert told("clickdam_epoch") == await db.fetchval("SELECT epoch FROM publishing")
+    assert told("clickdam_refilling_values") == 0
+    assert told("clickdam_refill_seconds") > 0
 
 
-def proxied(url: str, proxy: FaultProxy) -> str:
-    return re.sub(r"@[^/]+/", f"@127.0.0.1:{proxy.port}/", url)
+async def test_the_outbox_tells_how_much_waits_and_since_when(db: Connection) -> None:
+    await outbox.measure(db)
+    assert (told("clickdam_outbox_entries"), told("clickdam_outbox_oldest_age_seconds")) == (0, 0)
+    await db.execute("INSERT INTO outbox (kind, row_id, queued_at) VALUES ('link', 1, now() - interval '1 minute')")
+    await outbox.measure(db)
+    assert told("clickdam_outbox_entries") == 1
+    assert 60 <= told("clickdam_outbox_oldest_age_seconds") < 90
 
 
-def proxy_of(url: str) -> FaultProxy:
-    parts = urlsplit(url)
-    assert parts.hostname
-    assert parts.port
-    return FaultProxy(parts.hostname, parts.port)
+def told(name: str) -> float:
+    return REGISTRY.get_sample_value(name) or 0.0
 
 
-@pytest.mark.parametrize("mode", ["refuse", "blackhole"])
-async def test_beats_go_on_while_postgres_is_away_and_repair_waits_for_it(
-    database_url: str, redis_url: str, redis: Redis, rows: Any, mode: Mode
-) -> None:
-    """Nothing can change meanwhile, so what edges hold stays fresh; an emptied Redis is not vouched for."""
-    async with proxy_of(database_url) as proxy, publisher(proxied(database_url, proxy), redis_url):
-        await until(lambda: complete(redis))
-        proxy.mode = mode
-        await asyncio.sleep(6)
-        assert await complete(redis)
-        await done(redis.flushall())
-        await asyncio.sleep(1.5)
-        assert not await complete(redis)
-        proxy.mode = "pass"
-        assert await until(lambda: complete(redis), within_s=12) < 10
-
-
-@pytest.mark.parametrize("mode", ["refuse", "blackhole"])
-async def test_a_change_made_while_redis_is_away_is_there_when_the_marker_is_back(
-    database_url: str, redis_url: str, redis: Redis, rows: Any, set_status: Any, mode: Mode
-) -> None:
-    async with proxy_of(redis_url) as proxy, publisher(database_url, proxied(redis_url, proxy)):
-        await until(lambda: complete(redis))
-        proxy.mode = mode
-        await until(_negated(lambda: complete(redis)), within_s=8)
-        await set_status(rows.link_id, "paused")
-        proxy.mode = "pass"
-        assert await until(lambda: complete(redis), within_s=12) < 10
-        link = await link_in(redis)
-        assert link is not None
-        assert link.status == "paused"
-
-
-async def test_a_publisher_ends_quickly_though_postgres_and_redis_are_frozen(
-    database_url: str, redis_url: str, redis: Redis, rows: Any
-) -> None:
-    async with proxy_of(redis_url) as near_redis, proxy_of(database_url) as near_postgres:
-        urls = proxied(database_url, near_postgres), proxied(redis_url, near_redis)
-        async with publisher(*urls):
-            await until(lambda: complete(redis))
-            near_redis.mode = near_postgres.mode = "blackhole"
-            await asyncio.sleep(0.7)
-            started = time.monotonic()
-        assert time.monotonic() - started < 5
-
-
-async def test_a_hundred_thousand_links_are_back_within_ten_seconds(
-    database_url: str, redis_url: str, redis: Redis, db: Connection, rows: Any
-) -> None:
-    await db.execute(
-        "INSERT INTO link (code, offer_id, partner_id) SELECT 'c' || n, $1, $2 FROM generate_series(1, 100000) n",
-        rows.offer_id,
-        rows.partner_id,
-    )
-    async with publisher(database_url, redis_url):
-        took_s = await until(lambda: complete(redis), within_s=20)
-    assert await done(redis.dbsize()) > 100_000
-    assert took_s < 10
-
-
-async def test_an_eviction_policy_that_drops_links_is_noticed(redis: Redis) -> None:
-    assert await check_eviction(redis)
-    await done(redis.config_set("maxmemory-policy", "allkeys-lru"))
-    assert not await check_eviction(redis)
-    await done(redis.config_set("maxmemory-policy", "noeviction"))
-
-
-def _status(redis: Redis, status: str) -> Callable[[], Awaitable[bool]]:
+def status_is(redis: Redis, status: str) -> Callable[[], Awaitable[bool]]:
     async def holds() -> bool:
         link = await link_in(redis)
         return link is not None and link.status == status
 
     return holds
-
-
-def _negated(holds: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:
-    async def does_not() -> bool:
-        return not await holds()
-
-    return does_not
