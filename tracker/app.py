@@ -36,6 +36,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 Door = Callable[[web.Request, Edge], Awaitable[web.Response]]
 CONVERSION_DOORS = ("/postback", "/v1/conversions")
+LOOKS: tuple[tuple[str, Door], ...] = (("/c/{code}+", look.inspect), ("/c/{code}/qr.svg", look.qr_code))
 # Every format in which links to us are out there. In the last one, the first words of our own doors are no partners.
 CLICK_DOORS: tuple[tuple[str, Door], ...] = (
     ("/c/{code}", click),
@@ -73,9 +74,7 @@ def routes(edge: Edge) -> web.Application:
     """The edge's doors as a flat table."""
     app = web.Application(middlewares=[refusals(edge)], client_max_size=limits.BODY_BYTES_MAX)
     for method, path, door in (
-        ("GET", "/c/{code}+", look.inspect),
-        ("GET", "/c/{code}/qr.svg", look.qr_code),
-        *((method, path, door) for path, door in CLICK_DOORS for method in ("GET", "HEAD")),
+        *((method, path, door) for path, door in (*LOOKS, *CLICK_DOORS) for method in ("GET", "HEAD")),
         ("GET", "/postback", conversions.postback),
         ("POST", "/postback", conversions.postback),
         ("POST", "/v1/conversions", conversions.conversions),

@@ -31,9 +31,10 @@ class LiveCounters:
         self.dropped = 0
 
     def count_click(self, at_ms: int, link_id: int, partner_id: int, caps: Iterable[CapPeriod] = ()) -> None:
-        """One recorded click on a link, and what it counts against."""
+        """One recorded click of a partner, on a stored link unless `link_id` is 0, and what it counts against."""
         quarter_s = at_ms // _QUARTER_MS * 900
-        self._add(quarter_s, f"link:{link_id}")
+        if link_id:
+            self._add(quarter_s, f"link:{link_id}")
         self._add(quarter_s, f"partner:{partner_id}")
         for of in caps:
             self.caps.count(of)

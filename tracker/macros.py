@@ -68,7 +68,7 @@ ALIASES = {
     "clickid": "click_id",
     "subid": "click_id",
 } | {alias: name for alias, name in params.ALIASES.items() if name in MACROS}
-_MACRO = re.compile(r"\{((?:raw:)?[A-Za-z0-9_]{1,40})\}|\[\[([A-Za-z0-9_]{1,40})\]\]", re.ASCII)
+_MACRO = re.compile(r"\{((?:raw:)?[A-Za-z0-9_]{1,40})\}|\[\[([A-Za-z0-9_]{1,40})\]\]", re.ASCII | re.IGNORECASE)
 _KEEP = "".join(chr(c) for c in range(0x21, 0x7F))  # all that ASCII may say in a URL that was checked when written
 
 

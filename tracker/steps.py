@@ -198,7 +198,7 @@ def put_deep_link(click: Click, target: Target, known: Known) -> None:
     """The page the link itself asks for, where its offer allows that host; else the destination stands."""
     if target.offer is None or not target.offer.deep_link_hosts:
         return
-    asked = deep_links.asked(click.params, target.offer.destination_url)
+    asked = deep_links.asked(click.params, click.destination or "")
     if asked and deep_links.allowed(asked, target.offer.deep_link_hosts, {click.host, *target.programme.domains}):
         click.destination, click.deep_link = asked, True
 
@@ -262,7 +262,7 @@ def judge(click: Click, target: Target, known: Known, steps: Iterable[Step] = ST
     for step in steps:
         step(click, target, known)
         if click.reason and click.destination is None:
-            click.click_class, click.destination = ClickClass.FALLBACK, _fallback(target)
+            click.click_class, click.destination, click.deep_link = ClickClass.FALLBACK, _fallback(target), False
             return
 
 

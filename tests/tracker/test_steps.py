@@ -1,5 +1,6 @@
 """What becomes of a click: each step, the order they run in, and the event that follows."""
 
+import re
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -10,7 +11,7 @@ from loadtests.faults.edges import BROWSER, link, offer, programme
 from schemas import click_id, events
 from schemas.click_id import ClickKey, ClickKeys
 from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
-from schemas.links import Partner, Programme
+from schemas.links import Block, Domain, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
 from tracker.params import KEPT
 from tracker.steps import Click, Decision, Known, Target, decide
@@ -30,6 +31,10 @@ def target(url: str = "https://shop.example/?p={click_id}", **fields: Any) -> Ta
         "partner": Partner(v=(1, 1), id=1, name="Partner", status="active"),
     }
     return Target(**(whole | fields))
+
+
+def partner(**fields: Any) -> Partner:
+    return Partner(**({"v": (1, 1), "id": 1, "name": "Partner", "status": "active"} | fields))
 
 
 def run(query: str = "", to: Target | None = None, **fields: Any) -> Decision:
@@ -144,25 +149,6 @@ def test_head_is_answered_with_an_uncounted_id_and_recorded_nowhere(to: Target) 
     assert decision.event is None
 
 
-def test_every_macro_brings_what_it_says() -> None:
-    names = (
-        "offer_id offer_name affiliate_id affiliate_name advertiser_id country device os browser ip timestamp "
-        "sub1 sub10 source_id click_ref source aff_sub"
-    ).split()
-    url = "https://shop.example/?p={click_id}&" + "&".join(f"{name}={{{name}}}" for name in names)
-    found = parse_qs(
-        urlsplit(run("sub1=%26x&sub10=t&source_id=s&click_ref=r", target(url), ip="8.8.8.8").location or "").query
-    )
-    del found["p"]
-    assert {name: values[0] for name, values in found.items()} == {
-        "offer_id": "1", "offer_name": "Größe & more", "affiliate_id": "1", "affiliate_name": "Partner",
-        "advertiser_id": "1", "country": "US", "device": "desktop", "os": "Windows", "browser": "Chrome",
-        "ip": "8.8.8.0", "timestamp": str(NOW // 1000), "sub1": "&x", "sub10": "t", "source_id": "s", "click_ref": "r",
-        "source": "s",
-        "aff_sub": "&x",
-    }  # fmt: skip
-
-
 def test_a_visitor_cannot_name_what_only_we_know() -> None:
     url = "https://shop.example/?p={click_id}&o={offer_id}&i={ip}&x={other}"
     found = parse_qs(urlsplit(run("offer_id=9&ip=1.2.3.4&click_id=forged&other=z", target(url)).location or "").query)
@@ -170,17 +156,153 @@ def test_a_visitor_cannot_name_what_only_we_know() -> None:
     assert found["p"] != ["forged"]
 
 
+def test_a_link_may_have_a_destination_of_its_own() -> None:
+    own = link(destination_url="https://shop.example/sale?p={click_id}")
+    assert (run(to=target(link=own)).location or "").startswith("https://shop.example/sale?p=")
+
+
+def test_an_offer_names_the_parameter_that_its_clicks_arrive_with() -> None:
+    to = target(offer=offer(destination_url="https://shop.example/?a=1", click_id_parameter="irclickid"))
+    assert (run(to=to).location or "").startswith("https://shop.example/?a=1&irclickid=")
+
+
+def test_a_fallback_gets_no_click_id_that_is_not_written_into_it_and_no_parameters() -> None:
+    to = target(
+        programme=programme(fallback_url="https://fallback.example/?s={sub1}"),
+        link=link(status="paused"), offer=offer(pass_parameters=True),
+    )  # fmt: skip
+    assert run("sub1=news&x=y", to).location == "https://fallback.example/?s=news"
+
+
+STOPPED = [
+    (target(link=link(starts_ms=NOW + 1)), Reason.NOT_STARTED),
+    (target(offer=offer(starts_ms=NOW + 1)), Reason.NOT_STARTED),
+    (target(link=link(ends_ms=NOW)), Reason.EXPIRED),
+    (target(offer=offer(ends_ms=NOW)), Reason.EXPIRED),
+    (target(offer=offer(access="approval")), Reason.NOT_APPROVED),
+    (target(offer=offer(access="private")), Reason.NOT_APPROVED),
+    (target(offer=offer(access="private"), partner=partner(offers=frozenset({2}))), Reason.NOT_APPROVED),
+]
+PASSING = [
+    target(link=link(starts_ms=NOW, ends_ms=NOW + 1)),
+    target(offer=offer(starts_ms=NOW, ends_ms=NOW + 1)),
+    target(offer=offer(access="approval"), partner=partner(offers=frozenset({1, 2}))),
+    target(offer=offer(access="private"), partner=partner(offers=frozenset({1}))),
+]
+
+
+@pytest.mark.parametrize(("to", "reason"), STOPPED)
+def test_what_has_not_begun_is_over_or_is_not_approved_goes_to_the_fallback(to: Target, reason: Reason) -> None:
+    decision = run(to=to)
+    assert (decision.location or "").startswith("https://fallback.example/")
+    assert event(decision).reason == reason
+    assert id_in(decision).click_class is ClickClass.FALLBACK
+
+
+@pytest.mark.parametrize("to", PASSING)
+def test_what_runs_and_is_approved_leads_to_the_offer(to: Target) -> None:
+    assert run(to=to).reason is Reason.NONE
+
+
+BLOCKS: list[tuple[Block, str, Reason]] = [
+    ((0, "partner", ""), "", Reason.PARTNER_BLOCKED),
+    ((1, "partner", ""), "", Reason.PARTNER_BLOCKED),
+    ((2, "partner", ""), "", Reason.NONE),
+    ((0, "source_id", "spam"), "source_id=spam", Reason.BLOCKED_SOURCE),
+    ((1, "source_id", "spam"), "utm_source=spam", Reason.BLOCKED_SOURCE),
+    ((2, "source_id", "spam"), "source_id=spam", Reason.NONE),
+    ((0, "source_id", "spam"), "source_id=SPAM&sub1=spam", Reason.NONE),
+    ((0, "sub1", "spam"), "c1=spam", Reason.BLOCKED_SOURCE),
+    ((1, "sub1", "spam"), "sub1=spam", Reason.BLOCKED_SOURCE),
+    ((0, "sub1", "spam"), "sub1=spam2&sub2=spam", Reason.NONE),
+    ((0, "sub1", "spam"), "", Reason.NONE),
+]
+
+
+@pytest.mark.parametrize(("block", "query", "reason"), BLOCKS)
+def test_unwanted_traffic_is_blocked_for_its_partner_or_for_everybody(block: Block, query: str, reason: Reason) -> None:
+    assert run(query, target(partner=partner(blocks=frozenset({block})))).reason is reason
+    if block[1] != "partner":
+        blocked = programme(fallback_url=FALLBACK, blocks=frozenset({block}))
+        assert run(query, target(programme=blocked)).reason is reason
+
+
+def test_the_nearest_fallback_is_taken() -> None:
+    places: dict[str, Any] = {
+        "link": link(status="paused", fallback_url="https://link.example/"),
+        "offer": offer(fallback_url="https://offer.example/"),
+        "domain": Domain(fallback_url="https://domain.example/"),
+        "programme": programme(fallback_url="https://programme.example/"),
+    }
+    bare = {"link": link(status="paused"), "offer": offer(), "domain": Domain(), "programme": programme()}
+    for name in list(places):
+        assert run(to=target(**places)).location == f"https://{name}.example/"
+        places[name] = bare[name]
+    assert run(to=target(**places)).location is None
+
+
+def test_a_click_without_a_stored_link_has_its_offer_and_partner() -> None:
+    decision = run(to=target(link=None))
+    found = id_in(decision)
+    assert (found.link_id, found.offer_id, found.partner_id, found.click_class) == (0, 1, 1, ClickClass.NORMAL)
+    assert (event(decision).link_id, event(decision).offer_id, event(decision).partner_id) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("query", ["no_track=1", "NO_TRACK=true", "dub-no-track=1"])
+def test_who_asks_not_to_be_counted_is_not(query: str) -> None:
+    decision = run(query)
+    assert id_in(decision).click_class is ClickClass.UNCOUNTED
+    assert decision.event is None
+
+
+def test_a_tester_may_call_itself_a_robot() -> None:
+    assert event(run("bot=1")).reason == Reason.KNOWN_BOT
+    assert event(run("bot=0")).reason == Reason.NONE
+
+
+def test_a_scan_says_that_it_is_one() -> None:
+    assert event(run("qr=1&creative_id=b&promo_code=X&url_id=7")).subs == {
+        "qr": "1", "creative_id": "b", "coupon_code": "X", "uid": "7",
+    }  # fmt: skip
+
+
+DEEP = offer(
+    destination_url="https://shop.example/buy?p={click_id}&o=1", deep_link_hosts=frozenset({"shop.example"}),
+    click_id_parameter="p",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("referer", "host"),
+    ("said", "location"),
     [
-        ("https://blog.example/a/b?name=me#x", "blog.example"),
-        ("https://me:secret@Blog.example:8080/", "blog.example"),
-        ("", ""),
-        ("nonsense", ""),
-        ("http://[::1", ""),
-        ("https://" + "x" * 5000, "x" * VALUE_MAX),
-        ("android-app://com.x/", "com.x"),
+        ("url=" + quote("https://shop.example/red?size=4#top"), "https://shop.example/red?size=4&p=CLICK#top"),
+        ("u=" + quote("https://shop.example/?s={sub1}&x={affiliate_name}"), "https://shop.example/?s=a%26b&x=&p=CLICK"),
+        ("desturl=" + quote("https://shop.example/?c={click_id}"), "https://shop.example/?c=CLICK"),
+        ("url=" + quote("https://shop.example/?p=old&P=older"), "https://shop.example/?p=CLICK"),
+        ("path=/red/shoes", "https://shop.example/red/shoes?p=CLICK"),
+        ("url=https%3A%2F%2Fevil.example", "https://shop.example/buy?p=CLICK&o=1"),
+        ("url=https%253A%252F%252Fshop.example%252Fred", "https://shop.example/buy?p=CLICK&o=1"),
+        ("redir_url=https%3A%2F%2Fshop.example%2Fred", "https://shop.example/buy?p=CLICK&o=1"),
     ],
 )
-def test_of_a_referer_the_host_is_kept_and_nothing_more(referer: str, host: str) -> None:
-    assert event(run(referer=referer)).referer == host
+def test_a_link_may_ask_for_a_page_of_a_host_that_the_offer_names(said: str, location: str) -> None:
+    decision = run(f"sub1=a%26b&{said}", target(offer=DEEP))
+    assert re.sub(r"[\w-]{51}", "CLICK", decision.location or "") == location
+    assert event(decision).click_class == ClickClass.NORMAL
+
+
+def test_an_offer_that_names_no_host_has_no_deep_links() -> None:
+    plain = run("url=" + quote("https://shop.example/red") + "&path=/red").location or ""
+    assert plain.startswith("https://shop.example/?p=")
+
+
+def test_a_deep_link_does_not_open_what_is_stopped() -> None:
+    to = target(offer=DEEP, link=link(status="paused"))
+    assert (run("path=/red", to).location or "").startswith("https://fallback.example/")
+
+
+def test_parameters_pass_only_to_an_offer_that_wants_them() -> None:
+    url = "https://shop.example/?p={click_id}&color=blue"
+    assert (run("color=red&size=4", target(url)).location or "").endswith("&color=blue")
+    wanting = target(offer=offer(destination_url=url, pass_parameters=True))
+    assert (run("color=red&size=4&sub1=x", wanting).location or "").endswith("&color=blue&size=4")

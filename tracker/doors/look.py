@@ -18,6 +18,7 @@ from tracker.doors import page
 from tracker.doors.click import no_such_link, read_click, stored
 from tracker.edge import Edge
 from tracker.links import NotReady
+from tracker.proxies import client_scheme
 from tracker.steps import Click, Target, judge
 
 # What is said of a link that does not lead to its offer; who is blocked, and why, is nobody's business.
@@ -57,7 +58,9 @@ def _facts(link: Link, target: Target, received: Click) -> dict[str, Any]:
 async def qr_code(request: web.Request, edge: Edge) -> web.Response:
     """`GET /c/{code}/qr.svg`: the link, under the host and scheme of this request, with `qr=1`."""
     link, _, _ = await _found(request, edge)
-    site = f"{request.scheme}://{request.headers.get('Host', '').lower()}"
+    said = request.headers.get("X-Forwarded-Proto", "")
+    scheme = client_scheme(request.remote or "", request.scheme, said, edge.trusted_proxies)
+    site = f"{scheme}://{request.headers.get('Host', '').lower()}"
     try:
         check_destination(site)
     except ValueError:
