@@ -63,13 +63,19 @@ class Asked:
     request_sha256: bytes
 
 
-async def read(caller: Caller, request: web.Request) -> Asked | None:
-    """The request of a POST that has a key. Raises Refused for one that can be none."""
-    key = request.headers.get(HEADER)
-    if key is None or request.method != "POST":
-        return None
-    if not _KEY.fullmatch(key):
+def key_of(request: web.Request) -> str | None:
+    """The key of a POST, if it has one. Raises Refused for one that can be none."""
+    key = request.headers.get(HEADER) if request.method == "POST" else None
+    if key is not None and not _KEY.fullmatch(key):
         raise Refused("bad_value", f"{HEADER} has 1 to 255 printable ASCII characters and no space", HEADER)
+    return key
+
+
+async def read(caller: Caller, request: web.Request) -> Asked | None:
+    """The request of a POST that has a key."""
+    key = key_of(request)
+    if key is None:
+        return None
     said = f"{request.method} {request.path_qs}\n".encode("utf-8", "surrogateescape")
     return Asked(caller.key_id, key, hashlib.sha256(said + await read_bytes(request)).digest())
 

@@ -1,0 +1,196 @@
+"""Sheets: rows as CSV or as JSON lines, cut out of a stream of bytes, read, and written. No I/O.
+
+A bad row costs nobody else: what cannot be read is a record of its own, and the next line is a new one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from schemas import limits
+from schemas.errors import Refused
+
+Format = Literal["csv", "jsonl"]
+CONTENT_TYPES: dict[str, Format] = {"text/csv": "csv", "application/x-ndjson": "jsonl"}
+_BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_DELIMITERS = ",;\t"
+# what a spreadsheet would take for a formula
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class Record(NamedTuple):
+    """One row as it stands in the file, without its line end; `line` is the one it begins on, from 1."""
+
+    line: int
+    text: str
+
+
+class Header(NamedTuple):
+    """The names of a CSV file's columns, in lower case, and what stands between its cells."""
+
+    names: tuple[str, ...]
+    delimiter: str
+
+
+@dataclass(slots=True)
+class Cutter:
+    """Cuts bytes into records as they come. A CSV record may span lines where a quote is open; one that is never
+    closed, or a line of more than `limits.IMPORT_LINE_BYTES_MAX`, is a record that cannot be read."""
+
+    format: Format
+    delimiter: str = ","
+    _line: int = 1
+    _rest: bytes = b""
+    _open: list[Record] = field(default_factory=list)
+    _begun: bool = False
+
+    def feed(self, data: bytes) -> Iterator[Record]:
+        """The records that `data` completes. Raises Refused for a file in UTF-16."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[: limits.IMPORT_LINE_BYTES_MAX + 1]  # the rest of a line that is refused anyway
+        for line in lines:
+            yield from self._take(line)
+
+    def end(self) -> Iterator[Record]:
+        """What is left when the file has ended."""
+        if self._rest:
+            yield from self._take(self._rest)
+        self._rest = b""
+        while self._open:
+            yield from self._give_up()
+
+    def _take(self, line: bytes) -> Iterator[Record]:
+        if not self._begun:
+            self._begun = True
+            if line.startswith(_UTF_16):
+                raise Refused("bad_value", "this file is in UTF-16: save it in UTF-8")
+            line = line.removeprefix(_BOM)
+        record = Record(self._line, line.removesuffix(b"\r").decode("utf-8", "surrogateescape"))
+        self._line += 1
+        yield from self._complete(record)
+
+    def _complete(self, record: Record) -> Iterator[Record]:
+        if not self._open and not record.text.strip():
+            return
+        self._open.append(record)
+        if self.format == "jsonl" or not _is_open(self._joined(), self.delimiter):
+            yield Record(self._open[0].line, self._joined())
+            self._open.clear()
+        elif len(self._joined()) > limits.IMPORT_LINE_BYTES_MAX:
+            yield from self._give_up()
+
+    def _give_up(self) -> Iterator[Record]:
+        """The line that opened the quote is a record alone; those after it are looked at anew."""
+        first, *others = self._open
+        self._open = []
+        yield first
+        for record in others:
+            yield from self._complete(record)
+
+    def _joined(self) -> str:
+        return "\n".join(record.text for record in self._open)
+
+
+def read_header(text: str) -> Header:
+    """The first line of a CSV file; its cells are parted by commas, semicolons or tabs. Raises Refused for a name that
+    is there twice."""
+    delimiter = max(_DELIMITERS, key=text.count)
+    names = tuple(cell.strip().lower() for cell in _cells(text, delimiter))
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Refused("bad_value", f"the column {twice!a} is there twice", ascii(twice))
+    return Header(names, delimiter)
+
+
+def read_row(record: Record, header: Header | None) -> dict[str, Any]:
+    """The fields of a record by name: text from CSV, which has a header, and values from a JSON line; parts of a field
+    (`payout.model`) within it. Raises Refused."""
+    if len(record.text) > limits.IMPORT_LINE_BYTES_MAX:
+        raise Refused("too_large", f"a row has at most {limits.IMPORT_LINE_BYTES_MAX} bytes")
+    if "\0" in record.text or not _is_utf_8(record.text):
+        raise Refused("bad_value", "this is not text in UTF-8")
+    return _nested(_json(record.text) if header is None else _named(header, record.text))
+
+
+def write_rows(
+    rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...], form: Format, *, safe: bool = False
+) -> bytes:
+    """Rows of a sheet, without a header. `safe` puts a quote before what a spreadsheet would take for a formula."""
+    if form == "jsonl":
+        return b"".join(orjson.dumps(_nested(row), option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(row[name], safe=safe) for name in columns] for row in rows)
+    return text.getvalue().encode()
+
+
+def write_header(columns: tuple[str, ...], form: Format) -> bytes:
+    """The first line of a sheet in CSV; JSON lines have none."""
+    return ",".join(columns).encode() + b"\n" if form == "csv" else b""
+
+
+def _is_open(text: str, delimiter: str) -> bool:
+    """Whether a quote is open at the end. Only what has a quote has to be parsed to know."""
+    if '"' not in text:
+        return False
+    try:
+        next(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return str(error) == "unexpected end of data"
+    return False
+
+
+def _cells(text: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        reason = "a quote is not closed" if str(error) == "unexpected end of data" else str(error)
+        raise Refused("bad_value", f"this row is no CSV: {reason}") from None
+
+
+def _named(header: Header, text: str) -> dict[str, Any]:
+    cells = _cells(text, header.delimiter)
+    if len(cells) != len(header.names):
+        raise Refused("bad_value", f"this row has {len(cells)} cells, the header {len(header.names)}")
+    return dict(zip(header.names, cells, strict=True))
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Refused("bad_json", f"this line is not JSON: {error.msg}") from None
+    if not isinstance(found, dict):
+        raise Refused("bad_json", "this line is no JSON object")
+    return found
+
+
+def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"payout.model": "cpa"}` -> `{"payout": {"model": "cpa"}}`; parts without a value are not there."""
+    whole: dict[str, Any] = {}
+    for name, value in fields.items():
+        parent, _, part = name.partition(".")
+        if not part:
+            whole[name] = value
+        elif value not in (None, "") and isinstance(whole.setdefault(parent, {}), dict):
+            whole[parent][part] = value
+    return whole
+
+
+def _cell(value: Any, *, safe: bool) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return f"'{text}" if safe and text.startswith(_FORMULA) else text
+
+
+def _is_utf_8(text: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in text) if not text.isascii() else True
