@@ -67,10 +67,12 @@ class Batch:
 
 @dataclass(slots=True)
 class _Use:
-    """`total` is what we know; `heard` the latest total of Redis, which is less after Redis was lost."""
+    """`counted` by us, and by others as far as we heard; `heard`, the latest count of Redis, is less than that after
+    Redis was lost. `settled` may hold clicks of either that Redis has not, so it is not added to but compared."""
 
-    total: int = 0
+    counted: int = 0
     heard: int = 0
+    settled: int = 0
 
 
 class CapTotals:
@@ -87,11 +89,11 @@ class CapTotals:
 
     def total(self, of: CapPeriod) -> int:
         use = self._young.get(of) or self._renewed(of)
-        return use.total if use else 0
+        return max(use.counted, use.settled) if use else 0
 
     def count(self, of: CapPeriod) -> None:
         """One more click, to be sent with a batch."""
-        self._use(of).total += 1
+        self._use(of).counted += 1
         self._unsent[of] = self._unsent.get(of, 0) + 1
 
     def batch(self) -> Batch | None:
@@ -110,9 +112,9 @@ class CapTotals:
         batch, self._batch = self._batch, None
         for (of, sent), counted, settled in zip(batch.clicks.items(), totals[::2], totals[1::2], strict=True):
             use = self._use(of)
-            others = max(0, counted - use.heard - sent)
+            use.counted += max(0, counted - use.heard - sent)
             use.heard = counted
-            use.total = max(use.total + others, settled)
+            use.settled = max(use.settled, settled)
 
     def _use(self, of: CapPeriod) -> _Use:
         use = self._young.get(of) or self._renewed(of)

@@ -55,11 +55,10 @@ def test_a_total_never_begins_anew() -> None:
 @given(
     st.sampled_from([period for period in get_args(Period) if period != "total"]),
     st.sampled_from(ZONES),
-    st.datetimes(datetime(2020, 1, 1), datetime(2037, 1, 1)),
+    st.integers(1_577_836_800, 2_114_380_800),  # 2020 to 2036
 )
-def test_periods_follow_each_other_without_a_gap_in_every_zone(period: Period, zone: str, at: datetime) -> None:
+def test_periods_follow_each_other_without_a_gap_in_every_zone(period: Period, zone: str, at_s: int) -> None:
     """Postgres counts from a period's beginning on: it may hold nothing of another."""
-    at_s = int(at.replace(tzinfo=UTC).timestamp())
     begun = begins_s(period, zone, at_s * 1000)
     assert begun <= at_s
     assert begun % QUARTER_S == 0

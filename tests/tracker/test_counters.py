@@ -44,7 +44,7 @@ async def commands(redis: Redis) -> int:
 
 def count(counters: LiveCounters, clicks: int) -> None:
     for n in range(clicks):
-        counters.count_click(QUARTER * 1000 + n % 900_000, link_id=n % 3, partner_id=7)
+        counters.count_click(QUARTER * 1000 + n % 900_000, link_id=n % 3 + 1, partner_id=7)
 
 
 async def test_counts_are_coalesced_by_quarter_hour_link_and_partner(redis: Redis) -> None:
@@ -52,7 +52,7 @@ async def test_counts_are_coalesced_by_quarter_hour_link_and_partner(redis: Redi
     count(counters, 3000)
     counters.count_click((QUARTER + 900) * 1000, 1, 7)
     await counters.flush(redis)
-    assert await live(redis) == {b"link:0": b"1000", b"link:1": b"1000", b"link:2": b"1000", b"partner:7": b"3000"}
+    assert await live(redis) == {b"link:1": b"1000", b"link:2": b"1000", b"link:3": b"1000", b"partner:7": b"3000"}
     assert await commands(redis) == 6
     assert 0 < await done(redis.ttl(redis_keys.live(QUARTER))) <= limits.COUNTER_TTL_S
     assert await done(redis.hget(redis_keys.live(QUARTER + 900), "link:1")) == b"1"
@@ -105,7 +105,7 @@ async def test_what_is_held_while_redis_is_away_is_bounded(monkeypatch: pytest.M
     monkeypatch.setattr(limits, "COUNTER_KEYS_MAX", 10)
     counters = LiveCounters()
     for n in range(100):
-        counters.count_click(QUARTER * 1000, link_id=n, partner_id=7)
+        counters.count_click(QUARTER * 1000, link_id=n + 1, partner_id=7)
     assert len(counters._counts) == 10
     assert counters.dropped == 91
 

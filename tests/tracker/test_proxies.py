@@ -92,5 +92,5 @@ async def test_an_edge_records_the_network_of_the_visitor_behind_its_proxies(
 
 @pytest.mark.parametrize("wrong", ["10.0.0.1/8", "proxy.internal", "10.0.0.0/8,", "10.0.0.0/33", "*"])
 def test_what_is_no_network_is_refused_by_name(tmp_path: Path, wrong: str) -> None:
-    with pytest.raises(BadSettings, match="CLICKDAM_TRUSTED_PROXIES.*must be networks"):
+    with pytest.raises(BadSettings, match=r"CLICKDAM_TRUSTED_PROXIES.*must be networks"):
         edges.settings(tmp_path, "redis://127.0.0.1:1", trusted_proxies=wrong)
