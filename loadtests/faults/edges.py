@@ -17,7 +17,7 @@ import msgspec
 from schemas import events, journal, limits, redis_keys
 from schemas.events import Beat, Event
 from schemas.http import serving
-from schemas.links import Advertiser, Config, Link, Offer, Partner, Programme
+from schemas.links import Advertiser, Config, Link, Offer, Partner, Programme, Reference
 from schemas.redis import Redis, RedisError, done, publishing
 from schemas.settings import EdgeSettings, load
 from tracker.app import open_edge, routes
@@ -55,13 +55,16 @@ def programme(**fields: Any) -> Programme:
 
 
 def configs() -> dict[str, Config]:
-    """A programme without a fallback, one link `demo`, a paused one, two advertisers."""
+    """A programme without a fallback, one link `demo`, a paused one, two advertisers. Its offer was called `77` before,
+    and its partner `acme`."""
     return {
         redis_keys.PROGRAMME: programme(),
         redis_keys.link("demo"): link(),
         redis_keys.link("paused"): link("paused", id=2, status="paused"),
         redis_keys.offer(1): offer(),
         redis_keys.partner(1): Partner(v=(1, 1), id=1, name="Partner", status="active"),
+        **{redis_keys.offer_reference(name): Reference(v=(1, 1), id=1) for name in ("1", "77")},
+        **{redis_keys.partner_reference(name): Reference(v=(1, 1), id=1) for name in ("1", "acme")},
         redis_keys.advertiser(digest(TOKEN)): Advertiser(v=(1, 1), id=1, status="active"),
         redis_keys.advertiser(digest(OTHER_TOKEN)): Advertiser(v=(1, 1), id=2, status="active"),
     }

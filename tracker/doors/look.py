@@ -58,19 +58,25 @@ def _facts(link: Link, target: Target, received: Click) -> dict[str, Any]:
 async def qr_code(request: web.Request, edge: Edge) -> web.Response:
     """`GET /c/{code}/qr.svg`: the link, under the host and scheme of this request, with `qr=1`."""
     link, _, _ = await _found(request, edge)
-    said = request.headers.get("X-Forwarded-Proto", "")
-    scheme = client_scheme(request.remote or "", request.scheme, said, edge.trusted_proxies)
-    site = f"{scheme}://{request.headers.get('Host', '').lower()}"
     try:
-        check_destination(site)
-    except ValueError:
-        raise Refused("bad_request", "the Host header names no host") from None
-    try:
-        svg = await edge.qr_codes.get(f"{site}/c/{link.code}?qr=1")
+        svg = await edge.qr_codes.get(f"{_site(request, edge)}/c/{link.code}?qr=1")
     except SecondTierAway:
         raise Refused("unavailable", "try again in a moment") from None
     headers = page.HEADERS | {"Cache-Control": f"public, max-age={limits.QR_LIFE_S:.0f}"}
     return web.Response(body=svg, content_type="image/svg+xml", headers=headers)
+
+
+def _site(request: web.Request, edge: Edge) -> str:
+    """Scheme and host that the visitor asked. Raises Refused."""
+    said, host = request.headers.get("X-Forwarded-Proto", ""), request.headers.get("Host", "").lower()
+    site = f"{client_scheme(request.remote or '', request.scheme, said, edge.trusted_proxies)}://{host}"
+    try:
+        check_destination(site)
+    except ValueError:
+        host = ""
+    if not host or set(host) & set("/?#"):
+        raise Refused("bad_request", "the Host header names no host")
+    return site
 
 
 async def _found(request: web.Request, edge: Edge) -> tuple[Link, Target, Click]:
