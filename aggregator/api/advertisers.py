@@ -3,26 +3,91 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
+from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
-from aggregator.api.calling import Api, Name, read_body
+from aggregator.api.calling import Api, Name, answer, given, path_id, read_body
+from aggregator.api.references import ExternalId
 from aggregator.api.writing import changing, respond
+from aggregator.db.connect import acquire
 
 COLUMNS = ("id", "name", "status", "external_id", "created_at")
+FILTERS: rows.Filters = {"status": str, "name": str, "external_id": str}
+# At the version that its advertiser has now, so that no earlier value under this token ever wins over the tombstone.
+_REPLACED = """
+INSERT INTO replaced_token (advertiser_id, token_sha256, version) VALUES ($1, $2, $3) RETURNING id
+"""
 
 
 class AdvertiserBody(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
+    external_id: ExternalId | None = None
+
+
+class AdvertiserChange(msgspec.Struct, forbid_unknown_fields=True):
+    name: Name | UnsetType = UNSET
+    external_id: ExternalId | UnsetType | None = UNSET
+    status: Literal["active", "blocked", "archived"] | UnsetType = UNSET
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
-    """`POST /v1/advertisers {name}` -> `{id, token}`; the token is shown only this once."""
+    """`POST /v1/advertisers {name, external_id?}` -> the advertiser and its `token`, which is shown only this once."""
     body = await read_body(request, AdvertiserBody)
     async with changing(api, request) as change:
-        token = change.secret("token")
-        values = {"name": body.name, "token_sha256": hashlib.sha256(token.encode("ascii")).digest()}
+        values = given(body) | {"token_sha256": _digest(change.secret("token"))}
         await rows.create(change, "advertiser", values, COLUMNS)
     return await respond(api, change)
+
+
+async def get(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/advertisers/{id}` -> the advertiser, its version as ETag."""
+    async with acquire(api.pool) as db:
+        row = await rows.one(db, "advertiser", path_id(request, "advertiser"))
+    return answer(rows.shown(row, COLUMNS), version=row["version"])
+
+
+async def listed(api: Api, request: web.Request) -> web.Response:
+    """`GET /v1/advertisers?status&name&external_id&limit&cursor` -> `{data, truncated, next_cursor}`."""
+    async with acquire(api.pool) as db:
+        return answer(await rows.page(db, "advertiser", COLUMNS, FILTERS, request))
+
+
+async def patch(api: Api, request: web.Request) -> web.Response:
+    """`PATCH /v1/advertisers/{id}`, `If-Match` -> the advertiser as it is now; `live` once edges do as it says."""
+    body = await read_body(request, AdvertiserChange)
+    return await _change(api, request, given(body))
+
+
+async def archive(api: Api, request: web.Request) -> web.Response:
+    """`DELETE /v1/advertisers/{id}`: its token reports nothing any more; a PATCH brings it back."""
+    return await _change(api, request, {"status": "archived"})
+
+
+async def post_token(api: Api, request: web.Request) -> web.Response:
+    """`POST /v1/advertisers/{id}/token`, `If-Match` -> the advertiser and its new `token`, shown only this once. With
+    `live`, the former one is refused everywhere within a second."""
+    advertiser_id = path_id(request, "advertiser")
+    async with changing(api, request) as change:
+        token = {"token_sha256": _digest(change.secret("token"))}
+        before, after = await rows.update(change.db, "advertiser", advertiser_id, token, request)
+        await change.tell_redis("advertiser", advertiser_id)
+        former = await change.db.fetchval(_REPLACED, advertiser_id, before["token_sha256"], after["version"])
+        await change.tell_redis("replaced_token", former)
+        await change.record("replace_token", f"advertiser:{advertiser_id}")
+        change.answers(rows.shown(after, COLUMNS), 201, after["version"])
+    return await respond(api, change)
+
+
+async def _change(api: Api, request: web.Request, values: dict[str, Any]) -> web.Response:
+    advertiser_id = path_id(request, "advertiser")
+    async with changing(api, request) as change:
+        await rows.alter(change, "advertiser", advertiser_id, values, COLUMNS, request)
+    return await respond(api, change)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("ascii")).digest()

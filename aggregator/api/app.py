@@ -16,13 +16,16 @@ from aggregator.api import (
     advertisers,
     approvals,
     audit,
+    blocks,
     caps,
+    domains,
     health,
     keys,
     links,
     me,
     offers,
     partners,
+    programme,
     reports,
     system,
     terms,
@@ -41,7 +44,7 @@ from schemas.settings import ApiSettings
 
 log = structlog.get_logger()
 
-Handler = Callable[[Api, web.Request], Awaitable[web.Response]]
+Handler = Callable[[Api, web.Request], Awaitable[web.StreamResponse]]
 _Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _TOLD = web.RequestKey("told", dict[str, str])  # headers of an answer, whatever it is
 
@@ -52,14 +55,29 @@ OWNERS = frozenset({"partner", "advertiser"})  # of keys
 OWN_ROWS = frozenset({"admin", "partner"})
 # A key needs the scope `<subject>.read` for a GET, `<subject>.write` for anything else.
 ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
+    ("GET", "/v1/programme", ADMIN, "programme", programme.get),
+    ("PATCH", "/v1/programme", ADMIN, "programme", programme.patch),
+    ("GET", "/v1/domains", ADMIN, "domains", domains.listed),
+    ("POST", "/v1/domains", ADMIN, "domains", domains.post),
+    ("GET", "/v1/domains/{id}", ADMIN, "domains", domains.get),
+    ("PATCH", "/v1/domains/{id}", ADMIN, "domains", domains.patch),
+    ("DELETE", "/v1/domains/{id}", ADMIN, "domains", domains.archive),
+    ("GET", "/v1/advertisers", ADMIN, "advertisers", advertisers.listed),
     ("POST", "/v1/advertisers", ADMIN, "advertisers", advertisers.post),
+    ("POST", "/v1/advertisers/import", ADMIN, "advertisers", imports.into("advertisers")),
+    ("GET", "/v1/advertisers/{id}", ADMIN, "advertisers", advertisers.get),
+    ("PATCH", "/v1/advertisers/{id}", ADMIN, "advertisers", advertisers.patch),
+    ("DELETE", "/v1/advertisers/{id}", ADMIN, "advertisers", advertisers.archive),
+    ("POST", "/v1/advertisers/{id}/token", ADMIN, "advertisers", advertisers.post_token),
     ("GET", "/v1/partners", ADMIN, "partners", partners.listed),
     ("POST", "/v1/partners", ADMIN, "partners", partners.post),
+    ("POST", "/v1/partners/import", ADMIN, "partners", imports.into("partners")),
     ("GET", "/v1/partners/{id}", ADMIN, "partners", partners.get),
     ("PATCH", "/v1/partners/{id}", ADMIN, "partners", partners.patch),
     ("DELETE", "/v1/partners/{id}", ADMIN, "partners", partners.archive),
     ("GET", "/v1/offers", ADMIN, "offers", offers.listed),
     ("POST", "/v1/offers", ADMIN, "offers", offers.post),
+    ("POST", "/v1/offers/import", ADMIN, "offers", imports.into("offers")),
     ("GET", "/v1/offers/{id}", ADMIN, "offers", offers.get),
     ("PATCH", "/v1/offers/{id}", ADMIN, "offers", offers.patch),
     ("DELETE", "/v1/offers/{id}", ADMIN, "offers", offers.archive),
@@ -69,6 +87,7 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("PUT", "/v1/offers/{id}/partners/{partner_id}", ADMIN, "offers", approvals.put),
     ("GET", "/v1/links", ADMIN, "links", links.listed),
     ("POST", "/v1/links", ADMIN, "links", links.post),
+    ("POST", "/v1/links/import", ADMIN, "links", imports.into("links")),
     ("GET", "/v1/links/{id}", ADMIN, "links", links.get),
     ("PATCH", "/v1/links/{id}", ADMIN, "links", links.patch),
     ("DELETE", "/v1/links/{id}", ADMIN, "links", links.archive),
@@ -85,6 +104,10 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("POST", "/v1/me/links", PARTNER, "me", me.make_link),
     ("GET", "/v1/me/links/{id}", PARTNER, "me", me.own_link),
     ("PATCH", "/v1/me/links/{id}", PARTNER, "me", me.change_link),
+    ("GET", "/v1/blocks", ADMIN, "blocks", blocks.listed),
+    ("POST", "/v1/blocks", ADMIN, "blocks", blocks.post),
+    ("GET", "/v1/blocks/{id}", ADMIN, "blocks", blocks.get),
+    ("DELETE", "/v1/blocks/{id}", ADMIN, "blocks", blocks.delete),
     ("GET", "/v1/keys", ADMIN, "keys", keys.listed),
     ("POST", "/v1/keys", ADMIN, "keys", keys.post),
     ("GET", "/v1/keys/{id}", ADMIN, "keys", keys.get),

@@ -10,6 +10,7 @@ from uuid import UUID
 import structlog
 
 from aggregator.db.connect import Database, DatabaseAway, connected
+from aggregator.db.idempotency import forget
 from schemas import limits
 from schemas.settings import AggregatorSettings
 
@@ -79,12 +80,14 @@ async def keep(settings: AggregatorSettings) -> None:
 
 
 async def keep_once(database_url: str, keep_days: int) -> None:
-    """One round: yesterday to `PARTITIONS_AHEAD_DAYS` ahead exist, what is older than `keep_days` does not."""
+    """One round: yesterday to `PARTITIONS_AHEAD_DAYS` ahead exist, what is older than `keep_days` does not.
+    Answers to POSTs go when they may not be repeated any more."""
     timeout_s = limits.TRANSACTION_S
     async with connected(database_url, command_timeout_s=timeout_s, application_name="clickdam-partitions") as db:
         first = await today(db) - timedelta(days=1)
         made = await ensure(db, [first + timedelta(days=n) for n in range(limits.PARTITIONS_AHEAD_DAYS + 2)])
         dropped = await drop_older(db, keep_days)
+        await forget(db)
     if made or dropped:
         log.info("partitions_kept", made=[str(day) for day in made], dropped=[str(day) for day in dropped])
 

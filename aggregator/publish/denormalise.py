@@ -11,7 +11,7 @@ import msgspec
 from aggregator.db.connect import Database, Row
 from schemas import links, redis_keys
 
-Kind = Literal["programme", "advertiser", "partner", "offer", "reference", "link"]
+Kind = Literal["programme", "advertiser", "partner", "offer", "reference", "link", "replaced_token"]
 Entry = tuple[str, links.Config]
 
 _CAPS = """
@@ -34,6 +34,7 @@ _HOST = "CASE WHEN own_links THEN host END AS host"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "programme": ("timezone", "currency", "fallback_url", _DOMAINS, _BLOCKS.format(scope="partner_id IS NULL")),
     "advertiser": ("status", "encode(token_sha256, 'hex') AS token"),
+    "replaced_token": ("'archived' AS status", "encode(token_sha256, 'hex') AS token", "advertiser_id AS target_id"),
     "partner": (
         "name", "status", _OFFERS,
         _BLOCKS.format(scope="partner_id = partner.id"), _CAPS.format(scope="partner_id = partner.id"),
@@ -93,6 +94,7 @@ def _reference_key(row: Row) -> str:
 _ENTRY: dict[Kind, tuple[Callable[[Row], str], Any]] = {
     "programme": (lambda _: redis_keys.PROGRAMME, links.Programme),
     "advertiser": (lambda row: redis_keys.advertiser(row["token"]), links.Advertiser),
+    "replaced_token": (lambda row: redis_keys.advertiser(row["token"]), links.Advertiser),
     "partner": (lambda row: redis_keys.partner(row["id"]), links.Partner),
     "offer": (lambda row: redis_keys.offer(row["id"]), links.Offer),
     "reference": (_reference_key, links.Reference),

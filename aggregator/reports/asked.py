@@ -132,9 +132,9 @@ def by_name(params: Sequence[tuple[str, str]], known: frozenset[str]) -> dict[st
 
 def _range(given: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[datetime, datetime]:
     tomorrow = now.astimezone(zone).date() + timedelta(days=1)
-    ends = _instant("to", given["to"], zone) if "to" in given else midnight(tomorrow, zone)
+    ends = _quarter("to", given["to"], zone) if "to" in given else midnight(tomorrow, zone)
     if "from" in given:
-        starts = _instant("from", given["from"], zone)
+        starts = _quarter("from", given["from"], zone)
     else:
         starts = (ends.astimezone(zone) - timedelta(days=DEFAULT_DAYS)).astimezone(UTC)
     if ends <= starts:
@@ -144,7 +144,15 @@ def _range(given: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[dateti
     return starts, ends
 
 
-def _instant(name: str, text: str, zone: ZoneInfo) -> datetime:
+def _quarter(name: str, text: str, zone: ZoneInfo) -> datetime:
+    instant = read_time(name, text, zone)
+    if (instant - EARLIEST) % QUARTER:
+        raise Refused("bad_value", f"{name} must lie on a quarter of an hour", name)
+    return instant
+
+
+def read_time(name: str, text: str, zone: ZoneInfo) -> datetime:
+    """A time of a query; a date is midnight in `zone`. Raises Refused naming the parameter."""
     try:
         instant = _parse(text, zone)
     except (ValueError, OverflowError):
@@ -153,8 +161,6 @@ def _instant(name: str, text: str, zone: ZoneInfo) -> datetime:
         ) from None
     if not EARLIEST <= instant <= LATEST:
         raise Refused("bad_value", f"{name} must lie between {EARLIEST.year} and {LATEST.year}", name)
-    if (instant - EARLIEST) % QUARTER:
-        raise Refused("bad_value", f"{name} must lie on a quarter of an hour", name)
     return instant
 
 

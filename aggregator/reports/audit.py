@@ -1,7 +1,10 @@
-"""Who changed what by hand, and when."""
+"""Who changed what, and when."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from aggregator.db.connect import Database
@@ -9,15 +12,31 @@ from aggregator.db.instants import rfc3339
 
 _AUDIT = """
 SELECT id, at, actor, action, subject, reason, before, after
-FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2
+FROM audit WHERE id < $1 AND at >= coalesce($2, '-infinity') AND at < coalesce($3, 'infinity') {rules}
+ORDER BY id DESC LIMIT $4
 """
 
 
-async def audit(db: Database, before_id: int, limit: int) -> dict[str, Any]:
-    """The acts before this one, the latest first."""
-    rows = await db.fetch(_AUDIT, before_id, limit + 1)
-    page = rows[:limit]
-    truncated = len(rows) > limit
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """Which acts are asked for: before this one, in this time, with these words in these columns."""
+
+    before_id: int
+    limit: int
+    starts: datetime | None = None
+    ends: datetime | None = None
+    words: Mapping[str, str] = field(default_factory=dict)  # by the column's name, which is ours
+
+
+async def audit(db: Database, acts: Acts) -> dict[str, Any]:
+    """These acts, the latest first."""
+    rules = [f"AND {column} = ${n}" for n, column in enumerate(acts.words, 5)]
+    rows = await db.fetch(
+        _AUDIT.format(rules=" ".join(rules)),
+        acts.before_id, acts.starts, acts.ends, acts.limit + 1, *acts.words.values(),
+    )  # fmt: skip
+    page = rows[: acts.limit]
+    truncated = len(rows) > acts.limit
     return {
         "data": [{**row, "at": rfc3339(row["at"])} for row in page],
         "truncated": truncated,
