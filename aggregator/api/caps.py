@@ -5,6 +5,7 @@ Edges keep those on clicks. The others are settings for whoever settles conversi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,9 +17,11 @@ from aggregator.api import rows
 from aggregator.api.calling import Api, Id, answer, given, path_id, read_body
 from aggregator.api.writing import Change, changing, respond
 from aggregator.db.connect import Row, acquire
-from schemas import limits, money
+from schemas import limits, money, redis_keys
 from schemas.errors import Refused
 from schemas.links import Period
+from schemas.periods import begins_s
+from schemas.redis import RedisError, done
 
 FILTERS: rows.Filters = {"offer_id": int, "partner_id": int, "kind": str, "period": str}
 Amount = Annotated[int, msgspec.Meta(ge=0, le=limits.CAP_MAX)]
@@ -28,6 +31,7 @@ MONEY = ("payout", "revenue")
 AMOUNTS = ("clicks", "conversions", "amount_minor")
 COLUMNS = ("id", "offer_id", "partner_id", "kind", "period", "amount", "currency", "over_cap", "created_at")
 _FIXED = ("offer_id", "partner_id", "kind", "period", "currency")
+_TIMEZONE = "SELECT coalesce((SELECT timezone FROM offer WHERE id = $1), timezone) FROM programme"
 _INSERT = """
 INSERT INTO cap (offer_id, partner_id, kind, period, amount, currency, over_cap) VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT DO NOTHING RETURNING *
@@ -83,10 +87,11 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 
 async def get(api: Api, request: web.Request) -> web.Response:
-    """`GET /v1/caps/{id}` -> the cap, its version as ETag."""
+    """`GET /v1/caps/{id}` -> the cap, its version as ETag; `used` in the present period, as edges count it."""
     async with acquire(api.pool) as db:
         row = await rows.one(db, "cap", path_id(request, "cap"))
-    return answer(shown(row), version=row["version"])
+        timezone = await db.fetchval(_TIMEZONE, row["offer_id"])
+    return answer(shown(row) | {"used": await _used(api, row, timezone)}, version=row["version"])
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
@@ -165,6 +170,18 @@ def _changes(body: CapChange, former: Row) -> dict[str, Any]:
     amount = _amount(values, former["kind"])
     changes: dict[str, Any] = {} if amount is None else {"amount": amount}
     return changes | ({"over_cap": values["over_cap"]} if "over_cap" in values else {})
+
+
+async def _used(api: Api, cap: Row, timezone: str) -> int | None:
+    """Clicks of the present period, by Redis, where edges count and what Postgres has is known too. None where it is
+    away, and for what edges do not count."""
+    if cap["kind"] != "clicks":
+        return None
+    key = redis_keys.cap(cap["id"], begins_s(cap["period"], timezone, int(time.time() * 1000)))
+    try:
+        return max(int(clicks or 0) for clicks in await done(api.redis.hmget(key, ["counted", "settled"])))
+    except RedisError:
+        return None
 
 
 async def _tell_owner(change: Change, cap: Row) -> None:

@@ -1,6 +1,7 @@
 """Caps through the API: edges know those on clicks when the answer is there; the others are kept for settling."""
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 
 from aggregator.db.connect import Connection
 from schemas import limits, links, redis_keys
+from schemas.periods import begins_s
 from schemas.redis import Redis, done
 
 CLICKS = {"kind": "clicks", "period": "day", "clicks": 100}
@@ -78,6 +80,24 @@ async def test_caps_are_listed_by_what_is_asked_for(admin: Any, made: Any) -> No
         assert len((await admin("GET", f"/v1/caps?{query}"))[1]["data"]) == found, query
     shown = (await admin("GET", "/v1/caps?kind=conversions"))[1]["data"][0]
     assert (shown["conversions"], "amount" in shown, "clicks" in shown) == (3, False, False)
+
+
+async def test_a_click_cap_tells_how_much_of_its_present_period_is_used(
+    admin: Any, made: Any, db: Connection, redis: Redis
+) -> None:
+    await db.execute("UPDATE offer SET timezone = 'Asia/Kathmandu'")
+    _, cap = await admin("POST", "/v1/caps", json=CLICKS | {"offer_id": made.offer_id})
+    _, other = await admin(
+        "POST", "/v1/caps", json={"offer_id": made.offer_id, "kind": "conversions", "period": "day", "conversions": 1}
+    )
+    path = f"/v1/caps/{cap['id']}"
+    assert (await admin("GET", path))[1]["used"] == 0
+    begins = begins_s("day", "Asia/Kathmandu", int(time.time() * 1000))
+    key = redis_keys.cap(cap["id"], begins)
+    for counted, settled, used in ((7, 5, 7), (7, 9, 9)):
+        await done(redis.hset(key, mapping={"counted": counted, "settled": settled}))
+        assert (await admin("GET", path))[1]["used"] == used
+    assert (await admin("GET", f"/v1/caps/{other['id']}"))[1]["used"] is None
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [

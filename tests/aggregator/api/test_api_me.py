@@ -1,6 +1,7 @@
 """A partner's own view: itself, what it may run, its links; never anything of another partner's."""
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,7 +279,9 @@ async def test_two_partners_at_once_on_every_call_see_nothing_of_each_other(
 
     pairs = ((blog, rival), (rival, blog))
     for begin in range(0, ROUNDS, 4):
-        await asyncio.gather(*(round_of(*pair, begin + n) for pair in pairs for n in range(4)))
+        async with asyncio.TaskGroup() as rounds:
+            for pair, n in itertools.product(pairs, range(4)):
+                rounds.create_task(round_of(*pair, begin + n))
     held = await db.fetch("SELECT partner_id, count(*) AS links, max(version) AS version FROM link GROUP BY 1")
     assert {row["partner_id"]: (row["links"], row["version"]) for row in held} == {
         made.partner_id: (1, 1), blog.id: (ROUNDS + 1, 1), rival.id: (ROUNDS + 1, 1),
