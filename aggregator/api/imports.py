@@ -92,7 +92,6 @@ async def _read_header(upload: _Upload) -> None:
     text = upload.waiting.pop(0).text
     upload.header = sheets.read_header(text)
     upload.sheet.check_columns(upload.header.names)
-    upload.cutter.delimiter = upload.header.delimiter
     upload.said.update(f"{text}\n".encode("utf-8", "surrogateescape"))
 
 

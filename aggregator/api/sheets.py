@@ -22,6 +22,7 @@ CONTENT_TYPES: dict[str, Format] = {"text/csv": "csv", "application/x-ndjson": "
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _DELIMITERS = ",;\t"
+_OPEN = "unexpected end of data"  # as csv says that a quote is open
 # what a spreadsheet would take for a formula
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -46,11 +47,10 @@ class Cutter:
     closed, or a line of more than `limits.IMPORT_LINE_BYTES_MAX`, is a record that cannot be read."""
 
     format: Format
-    delimiter: str = ","
+    _delimiter: str = ""  # known with the first line
     _line: int = 1
     _rest: bytes = b""
     _open: list[Record] = field(default_factory=list)
-    _begun: bool = False
 
     def feed(self, data: bytes) -> Iterator[Record]:
         """The records that `data` completes. Raises Refused for a file in UTF-16."""
@@ -68,8 +68,7 @@ class Cutter:
             yield from self._give_up()
 
     def _take(self, line: bytes) -> Iterator[Record]:
-        if not self._begun:
-            self._begun = True
+        if self._line == 1:
             if line.startswith(_UTF_16):
                 raise Refused("bad_value", "this file is in UTF-16: save it in UTF-8")
             line = line.removeprefix(_BOM)
@@ -80,11 +79,16 @@ class Cutter:
     def _complete(self, record: Record) -> Iterator[Record]:
         if not self._open and not record.text.strip():
             return
+        self._delimiter = self._delimiter or _delimiter(record.text)
         self._open.append(record)
-        if self.format == "jsonl" or not _is_open(self._joined(), self.delimiter):
-            yield Record(self._open[0].line, self._joined())
+        text = "\n".join(one.text for one in self._open)
+        fault = _fault(text, self._delimiter) if self.format == "csv" else None
+        if fault == _OPEN and len(text) <= limits.IMPORT_LINE_BYTES_MAX:
+            return
+        if fault is None or len(self._open) == 1:
+            yield Record(self._open[0].line, text)
             self._open.clear()
-        elif len(self._joined()) > limits.IMPORT_LINE_BYTES_MAX:
+        else:
             yield from self._give_up()
 
     def _give_up(self) -> Iterator[Record]:
@@ -95,14 +99,11 @@ class Cutter:
         for record in others:
             yield from self._complete(record)
 
-    def _joined(self) -> str:
-        return "\n".join(record.text for record in self._open)
-
 
 def read_header(text: str) -> Header:
     """The first line of a CSV file; its cells are parted by commas, semicolons or tabs. Raises Refused for a name that
     is there twice."""
-    delimiter = max(_DELIMITERS, key=text.count)
+    delimiter = _delimiter(text)
     names = tuple(cell.strip().lower() for cell in _cells(text, delimiter))
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -137,22 +138,26 @@ def write_header(columns: tuple[str, ...], form: Format) -> bytes:
     return ",".join(columns).encode() + b"\n" if form == "csv" else b""
 
 
-def _is_open(text: str, delimiter: str) -> bool:
-    """Whether a quote is open at the end. Only what has a quote has to be parsed to know."""
+def _delimiter(header: str) -> str:
+    return max(_DELIMITERS, key=header.count)
+
+
+def _fault(text: str, delimiter: str) -> str | None:
+    """What is wrong with a CSV record. Only what has a quote has to be parsed to know."""
     if '"' not in text:
-        return False
+        return None
     try:
         next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
-        return str(error) == "unexpected end of data"
-    return False
+        return str(error)
+    return None
 
 
 def _cells(text: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
-        reason = "a quote is not closed" if str(error) == "unexpected end of data" else str(error)
+        reason = "a quote is not closed" if str(error) == _OPEN else str(error)
         raise Refused("bad_value", f"this row is no CSV: {reason}") from None
 
 
