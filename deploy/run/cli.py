@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +29,7 @@ from schemas.settings import (
     load,
 )
 
+IMPORTED = ("advertisers", "partners", "offers", "links")  # in the order in which they need each other
 app = typer.Typer(
     help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",
     no_args_is_help=True,
@@ -37,6 +38,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+brought = {kind: typer.Typer(help=f"The {kind} of the programme.", no_args_is_help=True) for kind in IMPORTED}
+for kind, commands in brought.items():
+    app.add_typer(commands, name=kind)
 
 PORTS: dict[str, Any] = {"min": 0, "max": 65_535}
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)]
@@ -44,6 +48,12 @@ Folder = Annotated[Path, typer.Option("--data", help="The data folder of `clickd
 DatabaseUrl = Annotated[str | None, typer.Option(help="postgresql://user@host:port/database")]
 LogUrl = Annotated[str | None, typer.Option(help="journal:///folder or kafka://host:9092,host:9092")]
 RedisUrl = Annotated[str | None, typer.Option(help="redis://host:port/0")]
+ApiUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CLICKDAM_API_URL", help="The API, if it is not that of --data; its admin key in CLICKDAM_API_KEY."
+    ),
+]
 AdminPort = Annotated[int | None, typer.Option(help="Health and metrics; 0 is a free port.")]
 Fds = Annotated[list[int] | None, typer.Option("--fd", hidden=True, help="Listening sockets from a parent.")]
 
@@ -257,6 +267,52 @@ def keys_revoke(
 
     settings = load(DatabaseSettings, database_url=database_url)
     ask(revoke(settings.database_url, key_id))
+
+
+def _importing(kind: str) -> Callable[..., None]:
+    def command(
+        file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV (.csv) or JSON lines (.jsonl).")],
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
+        api_url: ApiUrl = None,
+        data: Folder = Path("clickdam-data"),
+    ) -> None:
+        from rich.console import Console  # noqa: PLC0415
+
+        from deploy.run.http import place  # noqa: PLC0415
+        from deploy.run.importing import run  # noqa: PLC0415
+
+        whole = run(kind, file, place(api_url, data), Console(), dry_run=dry_run)
+        raise typer.Exit(0 if whole else 1)
+
+    command.__doc__ = f"""Make or change {kind} as a file says, each found again by its external_id.
+
+    Rows that cannot be are left out; they are in FILE.errors.csv with the reason, to be put right and imported from
+    there, and the exit is 1. Stopped in the middle, the same command goes on. docs/switching.md has the columns.
+    """
+    return command
+
+
+for kind, commands in brought.items():
+    commands.command("import")(_importing(kind))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", file_okay=False, help="Made if it is not there.")],
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of CSV.")] = False,
+    safe: Annotated[
+        bool, typer.Option("--safe", help="For spreadsheets: a quote before what they would take for a formula.")
+    ] = False,
+    api_url: ApiUrl = None,
+    data: Folder = Path("clickdam-data"),
+) -> None:
+    """Write everything that was typed in - partners, offers, links and all - into a folder, a file for each kind."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from deploy.run.exporting import run  # noqa: PLC0415
+    from deploy.run.http import place  # noqa: PLC0415
+
+    run(folder, place(api_url, data), "jsonl" if jsonl else "csv", Console(), safe=safe)
 
 
 @app.command()

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+import os
+import time
+from collections.abc import Iterator, Mapping
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 from deploy.run.children import CannotStart
+from deploy.run.folder import description
 
 _opener = build_opener(ProxyHandler({}))  # a proxy of the environment does not lead to this machine
 ANSWER_S = 10.0
+_LONG_ANSWER_S = 120.0  # a batch of an import that waits for others, a page of an export
+_RETRY_MAX_S = 30.0
+
+
+class Place(NamedTuple):
+    """Where the API is, and whose key opens it."""
+
+    api_url: str
+    key: str
+
+
+class Answered(NamedTuple):
+    """An answer of the API, whatever it says."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def why(self) -> str:
+        """What a refusal says."""
+        try:
+            return str(json.loads(self.body)["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            return f"the API answered {self.status}"
+
+
+def place(api_url: str | None, data: Path) -> Place:
+    """The API that is named, else that of the `clickdam up` on a data folder, whose key goes nowhere else. Raises
+    CannotStart."""
+    key = os.environ.get("CLICKDAM_API_KEY", "")
+    if api_url and key:
+        return Place(api_url.rstrip("/"), key)
+    if api_url:
+        raise CannotStart("CLICKDAM_API_KEY is not set: it holds an admin's key for this API")
+    told = description(data)
+    return Place(told["api_url"], key or told["admin_key"])
 
 
 def answers(url: str) -> bool:
@@ -34,3 +78,48 @@ def post(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
         raise CannotStart(f"{url} answered {error.code}: {error.read().decode(errors='replace')}") from None
     except OSError as error:
         raise CannotStart(f"{url} does not answer: {error}") from None
+
+
+def patient(url: str, key: str, body: bytes, headers: Mapping[str, str], patience_s: float) -> Answered:
+    """POST, once more while the API is away, busy or asks to wait. Raises CannotStart when it stays so."""
+    gives_up, pause_s = time.monotonic() + patience_s, 0.5
+    while True:
+        try:
+            answered = _post(url, key, body, headers)
+            if answered.status != 429 and answered.status < 500:
+                return answered
+            why = answered.why
+            pause_s = max(pause_s, _retry_after_s(answered))
+        except (OSError, HTTPException) as error:
+            why = f"{url} does not answer: {error}"
+        if time.monotonic() + pause_s > gives_up:
+            raise CannotStart(why)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
+
+def _retry_after_s(answered: Answered) -> float:
+    text = answered.headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdigit() else 0.0
+
+
+def _post(url: str, key: str, body: bytes, headers: Mapping[str, str]) -> Answered:
+    request = Request(url, data=body, headers={"Authorization": f"Bearer {key}", **headers}, method="POST")  # noqa: S310
+    try:
+        with _opener.open(request, timeout=_LONG_ANSWER_S) as answer:
+            return Answered(answer.status, dict(answer.headers), answer.read())
+    except HTTPError as refused:
+        return Answered(refused.code, dict(refused.headers), refused.read())
+
+
+@contextlib.contextmanager
+def fetching(url: str, key: str, accepted: str) -> Iterator[HTTPResponse]:
+    """GET a long answer, to be read piece by piece. Raises CannotStart, also when it breaks off."""
+    request = Request(url, headers={"Authorization": f"Bearer {key}", "Accept": accepted})  # noqa: S310
+    try:
+        with _opener.open(request, timeout=_LONG_ANSWER_S) as answer:
+            yield answer
+    except HTTPError as refused:
+        raise CannotStart(f"{url}: {Answered(refused.code, dict(refused.headers), refused.read()).why}") from None
+    except (OSError, HTTPException) as error:
+        raise CannotStart(f"{url} broke off: {error}") from None
