@@ -27,10 +27,8 @@ def allowed(url: str, hosts: Collection[str], own: Collection[str]) -> bool:
     except ValueError:
         return False
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host in own:
+    host = parts.netloc.lower().removesuffix(":443" if parts.scheme == "https" else ":80")
+    if parts.hostname in own:
         return False
-    if parts.port not in (None, 443 if parts.scheme == "https" else 80):
-        return f"{host}:{parts.port}" in hosts
     _, *above = host.split(".")
     return host in hosts or any(f"*.{'.'.join(above[n:])}" in hosts for n in range(len(above)))

@@ -63,6 +63,17 @@ REFUSED_CLICKS = {
     "a dotted path": (request("/c/../c/demo"), "not_found"),
     "no code": (request("/c/"), "not_found"),
     "an unknown path": (request("/wp-login.php"), "not_found"),
+    "an unknown partner and offer": (request("/nobody/nothing/"), "not_found"),
+    "a partner of bad UTF-8": (request("/%ff/77/"), "not_found"),
+    "no offer and no partner": (request("/c"), "bad_request"),
+    "an offer that cannot be one": (request("/c?offer_id=%ff&affiliate_id=1"), "not_found"),
+    "an unknown offer without a fallback": (request("/aff_c?offer_id=78&aff_id=acme"), "not_found"),
+    "a code in a parameter that cannot be one": (request("/click.php?key=%00"), "not_found"),
+    "a conversion at a click's door": (request("/click.php?cnv_id=1"), "bad_request"),
+    "65 parameters at a published door": (request("/c?" + "&".join(f"a{n}=1" for n in range(65))), "bad_request"),
+    "a query of 20 kB at a published door": (request("/acme/77/?sub1=" + "x" * 20_000), "too_long"),
+    "a look at an unknown code": (request("/c/unknown+"), "not_found"),
+    "a picture of an unknown code": (request("/c/unknown/qr.svg"), "not_found"),
     "a query of 20 kB": (request("/c/demo?sub1=" + "x" * 20_000), "too_long"),
     "65 parameters": (request("/c/demo?" + "&".join(f"a{n}=1" for n in range(65))), "bad_request"),
     "a wrong method": (request("/c/demo", "POST", body=b"{}"), "method_not_allowed"),
@@ -257,12 +268,18 @@ WORDS = (
     "XXX", "2026-11-23T10:00:00Z", "0", "", "200", "x" * 300, "%00", "%ff", "%", "%zz", "a%20b", "{click_id}", "é",
     "[[sub1]]", "../", "//", "日本", "\\", "'\"<>", "@evil.example", "javascript:1", "\udcff", "\x01", "#", "?", "&&==",
 )  # fmt: skip
-NAMES = "click_id order_id amount currency event event_time token compat sub1 SUB2 source_id gclid amount_minor".split()
+NAMES = (
+    "click_id order_id amount currency event event_time token compat sub1 SUB2 source_id gclid amount_minor offer_id "
+    "aff_id key t202id cnv_id url path no_track bot qr"
+).split()
 GOOD = {"click_id": CLICK, "token": TOKEN, "amount": "10.00", "order_id": "o"}
 AGENTS = ("", edges.BROWSER, "curl/8", "Googlebot/2.1", "\udcff", "é", "x" * 2000)
 TOKENS = (f"Bearer {TOKEN}", f"bearer {OTHER_TOKEN}", "Bearer", "Basic x", "")
 TYPES = (FORM, FORM, "application/json", "text/plain", ";;", "application/json; charset=x")
-PATHS = (*["/postback"] * 5, *["/v1/conversions"] * 5, "/live", "/ready", "/", "/metrics", "//", "/c/demo/", "/c/%2e")
+PATHS = (
+    *["/postback"] * 5, *["/v1/conversions"] * 5, "/live", "/ready", "/", "/metrics", "//", "/c/demo/", "/c/%2e", "/c",
+    "/aff_c", "/click", "/click.php", "/tracking202/redirect/dl.php", "/acme/77/", "/acme/78", "/%ff/77/", "/c/demo+",
+)  # fmt: skip
 
 
 def any_text(rng: Random) -> str:
@@ -305,6 +322,7 @@ def any_request(seed: int) -> bytes:
         for name, values in (
             ("User-Agent", AGENTS), ("Authorization", TOKENS), ("Content-Type", TYPES), ("Referer", WORDS),
             ("X-Forwarded-For", WORDS), ("X-Forwarded-Host", WORDS), ("Cookie", WORDS), ("Accept", ("text/html",)),
+            ("Host", WORDS), ("Accept-Language", WORDS),
         )
         if rng.random() < 0.5
     }  # fmt: skip
