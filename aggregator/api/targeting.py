@@ -20,10 +20,10 @@ _SHAPES = {
     "device": (re.compile("mobile|tablet|desktop|robot|other"), "mobile, tablet, desktop, robot or other"),
     "os": (_NAME, "the name of a system, such as android"),
     "browser": (_NAME, "the name of a browser, such as firefox"),
-    "language": (re.compile("[a-z]{2,3}(-[a-z0-9]{2,8})*"), "a language, such as de or pt-br"),
+    "language": (re.compile("[a-z]{2,3}"), "a language without its region, such as de"),
 }
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"(?=.{{1,253}}\Z)(\*\.{_LABEL}\.)?({_LABEL}\.)*{_LABEL}")
+_HOST = re.compile(rf"(?=[^:]{{1,253}}(:|\Z))((\*\.{_LABEL}\.)?({_LABEL}\.)*{_LABEL})(:(?!80\Z|443\Z)[1-9]\d{{0,4}})?")
 
 
 def read_targeting(targeting: Targeting, field: str = "targeting") -> dict[str, Any]:
@@ -49,15 +49,17 @@ def read_landings(landings: Sequence[Landing], own: tuple[str, ...]) -> list[dic
 
 def read_hosts(hosts: Iterable[str], own: tuple[str, ...]) -> list[str]:
     """Hosts that deep links may lead to, in lower case and in order; `*.shop.example` is all that end in
-    `.shop.example`. Raises Refused for what is none, and for our own."""
+    `.shop.example`; a port that is not the scheme's own is said. Raises Refused for what is none, and for our own."""
     kept = sorted({host.lower() for host in hosts})
     if len(kept) > limits.DEEP_LINK_HOSTS_MAX:
         raise Refused("bad_value", f"at most {limits.DEEP_LINK_HOSTS_MAX} hosts", "deep_link_hosts")
     ours = {origin(url)[1] for url in own}
     for host in kept:
         if not _HOST.fullmatch(host):
-            raise Refused("bad_value", "a host is such as shop.example or *.shop.example", "deep_link_hosts")
-        if any(one == host or (host[0] == "*" and one.endswith(host[1:])) for one in ours):
+            message = "a host is such as shop.example, *.shop.example or shop.example:8443"
+            raise Refused("bad_value", message, "deep_link_hosts")
+        name = host.partition(":")[0]
+        if any(one == name or (name[0] == "*" and one.endswith(name[1:])) for one in ours):
             raise Refused("bad_value", f"{host} leads back to this tracker", "deep_link_hosts")
     return kept
 

@@ -20,14 +20,14 @@ FULL = {
     "external_id": "tents-7",
     "fallback_url": "https://tents.example/sorry",
     "click_id_parameter": "irclickid",
-    "deep_link_hosts": ["*.Tents.example", "tents.example"],
+    "deep_link_hosts": ["*.Tents.example", "tents.example", "tents.example:8443"],
     "pass_parameters": True,
     "starts_at": "2026-11-01T00:00:00.123456+01:00",
     "ends_at": "2026-12-01T00:00:00Z",
     "timezone": "Asia/Kathmandu",
     "targeting": {
         "include": {"country": ["DE", "at"], "device": ["mobile"]},
-        "exclude": {"language": ["pt-BR"], "os": ["Windows"]},
+        "exclude": {"language": ["PT"], "os": ["Windows"]},
         "hours": [{"days": [7, 1], "since": 480, "until": 1200}],
     },
     "landings": [
@@ -36,12 +36,12 @@ FULL = {
     ],
 }
 KEPT = FULL | {
-    "deep_link_hosts": ["*.tents.example", "tents.example"],
+    "deep_link_hosts": ["*.tents.example", "tents.example", "tents.example:8443"],
     "starts_at": "2026-10-31T23:00:00.123Z",
     "ends_at": "2026-12-01T00:00:00.000Z",
     "targeting": {
         "include": {"country": ["at", "de"], "device": ["mobile"]},
-        "exclude": {"language": ["pt-br"], "os": ["windows"]},
+        "exclude": {"language": ["pt"], "os": ["windows"]},
         "hours": [{"days": [1, 7], "since": 480, "until": 1200}],
     },
     "landings": [
@@ -132,6 +132,7 @@ BAD: list[tuple[str, Any]] = [
         ("deep_link_hosts", [host])
         for host in ("", "*", "*.com", "https://a.example", "a.example:80", "a_b.example", "a.example/", "-a.example")
     ),
+    *(("deep_link_hosts", [host]) for host in ("a.example:x", "a.example:", "a.example:443", "a.example:99999999")),
     *(("deep_link_hosts", [host]) for host in ("GO.example", "*.track.example", "track.example", "a.*.example", "é")),
     ("deep_link_hosts", [f"h{n}.example" for n in range(limits.DEEP_LINK_HOSTS_MAX + 1)]),
     ("deep_link_hosts", "a.example"),
@@ -152,6 +153,7 @@ BAD_PARTS: list[tuple[str, str, Any]] = [
     ("targeting.include.country", "include", {"country": TOO_MANY}),
     ("targeting.exclude.device", "exclude", {"device": ["phone"]}),
     ("targeting.include.language", "include", {"language": ["deutsch"]}),
+    ("targeting.include.language", "include", {"language": ["pt-br"]}),
     ("targeting.include.os", "include", {"os": ["x" * 65]}),
     ("targeting.include.browser", "include", {"browser": ["a\x00b"]}),
     ("targeting.include", "include", {"planet": ["mars"]}),
