@@ -3,7 +3,8 @@
 `links:state` in Redis: `run_id` (of the server that was filled), `system_identifier` and `timeline` (of the Postgres
 it was filled from), `epoch`, `changes` (how far the outbox's counter had come), and `evicted` (how many keys this
 server had evicted when the filling began). A field `filling:<token>` is there while a refill is under way, so that a
-Redis emptied meanwhile is noticed.
+Redis emptied meanwhile is noticed. `floor` is the epoch of the latest refill, from its beginning: nothing older is
+written any more, not even where there is no value that could be newer.
 
 A Redis that may evict is written to and beats, but nobody says of it that its set is whole.
 """
@@ -31,8 +32,12 @@ SELECT control.system_identifier::text AS system_identifier,
        publishing.epoch, publishing.system_identifier AS known_system, publishing.timeline AS known_timeline
 FROM pg_control_system() AS control, publishing
 """
+# At least the time in milliseconds: higher than any before it, even one that nobody remembers, because Postgres was
+# taken back behind it and its Redis is lost, too.
 _RAISE = """
-UPDATE publishing SET epoch = greatest(epoch, $1) + 1, system_identifier = $2, timeline = $3
+UPDATE publishing
+SET epoch = greatest(epoch + 1, $1::bigint + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
+    system_identifier = $2, timeline = $3
 WHERE epoch = $4 RETURNING epoch
 """
 
@@ -67,14 +72,19 @@ if state[1] == ARGV[1] and tonumber(ARGV[2]) > tonumber(state[2]) then
     redis.call('HSET', KEYS[1], 'changes', ARGV[2])
 end
 """
+_BEGIN = f"""{_TOLD}
+redis.call('HSET', KEYS[1], 'filling:' .. ARGV[1], told('stats', 'evicted_keys'))
+local floor = tonumber(redis.call('HGET', KEYS[1], 'floor') or '0')
+redis.call('HSET', KEYS[1], 'floor', math.max(floor, tonumber(ARGV[2])))
+"""
 # The sequence jumps to the time in milliseconds: higher than any before it, even one that was lost with its Redis, so
 # that every edge sees a gap and asks again for all it holds.
 _FILLED = f"""{_TOLD}
 local evicted = redis.call('HGET', KEYS[1], 'filling:' .. ARGV[5])
-if not evicted then return nil end
+if not evicted or tonumber(redis.call('HGET', KEYS[1], 'floor')) > tonumber(ARGV[3]) then return nil end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'run_id', told('server', 'run_id'), 'system_identifier', ARGV[1], 'timeline', ARGV[2],
-    'epoch', ARGV[3], 'changes', ARGV[4], 'evicted', evicted)
+    'epoch', ARGV[3], 'floor', ARGV[3], 'changes', ARGV[4], 'evicted', evicted)
 local sequence = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[6]))
 redis.call('SET', KEYS[2], string.format('%.0f', sequence))
 return 1
@@ -156,11 +166,11 @@ async def is_filled(redis: Redis, source: Source, sequence: int) -> bool:
     return [state.get(name) for name in names] == list(map(str, expected)) and int(now or -1) >= sequence
 
 
-async def begin_filling(redis: Redis) -> str:
-    """Leave a token in this Redis, for `end_filling`. Raises RedisError."""
+async def begin_filling(redis: Redis, source: Source) -> str:
+    """Leave a token in this Redis, for `end_filling`; nothing older than `source` is written from now on. Raises
+    RedisError."""
     token = secrets.token_hex(8)
-    evicted = (await done(redis.info("stats")))["evicted_keys"]
-    await done(redis.hset(redis_keys.STATE, f"filling:{token}", evicted))
+    await done(redis.register_script(_BEGIN)(keys=[redis_keys.STATE], args=[token, source.epoch]))
     return token
 
 

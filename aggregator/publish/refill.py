@@ -44,7 +44,7 @@ async def refill(db: Database, redis: Redis, source: Source) -> bool:
     outbox: the newer version wins. Raises EpochBehind, DatabaseAway or RedisError.
     """
     started = time.monotonic()
-    token = await begin_filling(redis)
+    token = await begin_filling(redis, source)
     try:
         written = await _write_all(db, redis, source.epoch)
         swept = await _sweep(redis, source.epoch) if await _holds_more_than(redis, written) else 0

@@ -25,8 +25,10 @@ local function version(value)
     return tonumber(config.v[1]) or 0, tonumber(config.v[2]) or 0
 end
 
-for i = 2, #KEYS do
-    local value = ARGV[i + 1]
+local floor = tonumber(redis.call('HGET', KEYS[2], 'floor') or '0')
+if floor > version(ARGV[3]) then return {0, floor} end
+for i = 3, #KEYS do
+    local value = ARGV[i]
     local stored = redis.call('GET', KEYS[i])
     local newer = true
     if stored then
@@ -49,7 +51,8 @@ return {written, epoch_found}
 
 
 class EpochBehind(Exception):
-    """Redis was filled by a later epoch than ours: this Postgres is a restored one and has to raise its epoch."""
+    """Redis was, or is being, filled by a later epoch than ours: this Postgres is a restored one and has to raise its
+    epoch, or what we hold was read before that."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__(epoch)
@@ -72,7 +75,7 @@ async def write(redis: Redis, configs: Mapping[str, links.Config], *, announce: 
 async def _write_portion(redis: Redis, configs: Mapping[str, links.Config], announce: bool) -> int:
     written, epoch_found = await done(
         redis.register_script(_WRITE)(
-            keys=[redis_keys.SEQUENCE, *configs],
+            keys=[redis_keys.SEQUENCE, redis_keys.STATE, *configs],
             args=[
                 redis_keys.CHANGES,
                 "announce" if announce else "quietly",

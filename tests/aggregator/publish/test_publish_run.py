@@ -134,7 +134,9 @@ async def test_a_postgres_taken_back_raises_its_epoch_and_wins(
     await db.execute("SELECT setval('outbox_id_seq', 1, false)")
     async with publisher(database_url, redis_url):
         await until(status_is(redis, "active"))
-    assert (await link_in(redis)).v == (first[0] + 1, 1)  # type: ignore[union-attr]
+    now = (await link_in(redis)).v  # type: ignore[union-attr]
+    assert now[0] > first[0]
+    assert now[1] == 1
 
 
 async def test_what_a_restored_postgres_does_not_know_is_taken_out(
