@@ -178,6 +178,7 @@ def application(api: Api) -> web.Application:
     for method, path, roles, subject, handler in ROUTES:
         scope = f"{subject}.{'read' if method == 'GET' else 'write'}"
         app.router.add_route(method, path, _guarded(api, roles, scope, handler))
+    app.on_response_prepare.append(_tell)
     return app
 
 
@@ -211,15 +212,13 @@ async def _count(api: Api, request: web.Request, caller: Caller) -> None:
         raise Refused("too_many_requests", f"this key may make {spent.limit} calls a minute")
 
 
+async def _tell(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(request.get(_TOLD, {}))
+
+
 @web.middleware
 async def errors(request: web.Request, handler: _Serve) -> web.StreamResponse:
     """Whatever goes wrong leaves in one shape: `{"error": {"code", "message", "field"?}}`."""
-    answered = await _answered(request, handler)
-    answered.headers.update(request.get(_TOLD, {}))
-    return answered
-
-
-async def _answered(request: web.Request, handler: _Serve) -> web.StreamResponse:
     try:
         if len(request.raw_path) > limits.QUERY_BYTES_MAX:
             raise Refused("too_long", f"a request line has at most {limits.QUERY_BYTES_MAX} bytes")

@@ -12,7 +12,8 @@ from aggregator.db.instants import rfc3339
 
 _AUDIT = """
 SELECT id, at, actor, action, subject, reason, before, after
-FROM audit WHERE id < $1 AND at >= coalesce($2, '-infinity') AND at < coalesce($3, 'infinity') {rules}
+FROM audit
+WHERE id < $1 AND at >= coalesce($2::timestamptz, '-infinity') AND at < coalesce($3::timestamptz, 'infinity') {rules}
 ORDER BY id DESC LIMIT $4
 """
 

@@ -93,3 +93,20 @@ def offer_body(advertiser_id: int, **changed: Any) -> dict[str, Any]:
         "destination_url": "https://shop.example/?click={click_id}",
         "payout": {"model": "cpa", "amount_minor": 425, "currency": "EUR"},
     } | changed
+
+
+async def state(db: Connection) -> dict[str, tuple[int, str]]:
+    """All rows of all tables, as a count and a hash by table, but for when keys were last used."""
+    tables = await db.fetch(
+        "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+    )
+    return {row["relname"]: await _rows(db, row["relname"]) for row in tables}
+
+
+async def _rows(db: Connection, table: str) -> tuple[int, str]:
+    row = await db.fetchrow(
+        f"SELECT count(*), coalesce(md5(string_agg(text, '' ORDER BY text)), '')"
+        f" FROM (SELECT (to_jsonb({table}) - 'last_used_at')::text AS text FROM {table}) AS found"
+    )
+    assert row is not None
+    return row[0], row[1]
