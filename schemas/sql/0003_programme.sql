@@ -51,6 +51,12 @@ ALTER TABLE link
     DROP CONSTRAINT link_status_check,
     ADD CONSTRAINT link_status_check CHECK (status IN ('active', 'paused', 'archived'));
 
+-- Lists go page by page in the order of ids, also those of an offer with most of a million links.
+DROP INDEX link_partner, link_offer;
+CREATE INDEX link_partner ON link (partner_id, id);
+CREATE INDEX link_offer ON link (offer_id, id);
+CREATE INDEX link_domain ON link (domain_id, id) WHERE domain_id IS NOT NULL;
+
 -- Who may run an offer that is not open to all.
 CREATE TABLE approval (
     offer_id    int NOT NULL REFERENCES offer,
