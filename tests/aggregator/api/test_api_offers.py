@@ -6,7 +6,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from aggregator.api.targeting import read_targeting
 from aggregator.db.connect import Connection
 from schemas import limits, links, redis_keys
 from schemas.redis import Redis, done
@@ -210,6 +213,31 @@ async def test_what_an_offer_cannot_be_is_refused_by_field_and_changes_nothing(
             assert (status, answer.get("error", {}).get("field")) == (400, field), (body, answer)
     assert await admin("GET", f"/v1/offers/{made.offer_id}") == (200, before)
     assert await db.fetchval("SELECT count(*) FROM offer") == 1
+
+
+VALUES: dict[str, st.SearchStrategy[str]] = {
+    "country": st.sampled_from(["DE", "de", "At", "fr"]),
+    "device": st.sampled_from(["Mobile", "tablet", "desktop", "robot", "OTHER"]),
+    "os": st.text(st.characters(exclude_categories=("C", "Zl", "Zp")), min_size=1, max_size=20),
+    "browser": st.sampled_from(["Chrome Mobile", "firefox"]),
+    "language": st.sampled_from(["DE", "pt", "fil"]),
+}
+RULES = st.fixed_dictionaries({}, optional={asked: st.frozensets(one, min_size=1) for asked, one in VALUES.items()})
+HOURS = st.builds(
+    lambda days, since, length: links.Hours(days=days, since=since, until=since + length),
+    st.frozensets(st.integers(1, 7), min_size=1), st.integers(0, 1000), st.integers(1, 440),
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.builds(links.Targeting, include=RULES, exclude=RULES, hours=st.lists(HOURS, max_size=4).map(tuple)))
+def test_targeting_is_kept_in_one_form_that_edges_read_as_it_was_meant(targeting: links.Targeting) -> None:
+    kept = read_targeting(targeting)
+    read = msgspec.convert(kept, links.Targeting)
+    for said, as_kept in ((targeting.include, read.include), (targeting.exclude, read.exclude)):
+        assert as_kept == {asked: {value.lower() for value in values} for asked, values in said.items()}
+    assert read.hours == targeting.hours
+    assert read_targeting(read) == kept
 
 
 async def test_an_end_before_the_start_that_is_there_is_refused(admin: Any, made: Any) -> None:
