@@ -51,10 +51,7 @@ INSERT INTO api_key (role, partner_id, advertiser_id, name, scopes, requests_per
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *
 """
 _LIVE = "revoked_at IS NULL AND coalesce(expires_at > now(), true)"
-_LOCK_CHAIN = f"""
-SELECT id, {_LIVE} AS is_live FROM api_key
-WHERE id = $1 OR replaces = $1 OR id = (SELECT replaces FROM api_key WHERE id = $1) ORDER BY id FOR NO KEY UPDATE
-"""  # noqa: S608 - our own names
+_NEIGHBOUR = f"SELECT id FROM api_key WHERE (replaces = $1 OR id = $2) AND {_LIVE} LIMIT 1"  # noqa: S608 - our own names
 # Two keys that revoke each other meet here, so that one of them stays.
 _LOCK_ADMINS = "SELECT FROM api_key WHERE role = 'admin' AND revoked_at IS NULL ORDER BY id FOR NO KEY UPDATE"
 _OTHER_ADMIN = f"""
@@ -223,15 +220,14 @@ def checked(wanted: Wanted) -> Wanted:
 
 
 async def _rotatable(change: Change, key_id: int, request: web.Request) -> Row:
-    """A key that may have a successor, locked with its neighbours in the chain. Raises Refused."""
-    chain = await change.db.fetch(_LOCK_CHAIN, key_id)
-    key = await rows.one(change.db, "api_key", key_id)
+    """A key that may have a successor, locked. What is over in its chain stays so. Raises Refused."""
+    key = await rows.one(change.db, "api_key", key_id, locked=True)
     rows.check_version(request, key["version"])
     _check_live(key)
     _check_reach(change.caller, key["role"], key["scopes"])
-    others = [row["id"] for row in chain if row["is_live"] and row["id"] != key_id]
-    if others:
-        raise Refused("conflict", f"key {others[0]}, of the same chain, still works: revoke one of the two first")
+    other = await change.db.fetchval(_NEIGHBOUR, key_id, key["replaces"])
+    if other is not None:
+        raise Refused("conflict", f"key {other}, of the same chain, still works: revoke one of the two first")
     return key
 
 
