@@ -20,7 +20,11 @@ from aggregator.db.connect import Database, Pooled, Row
 from aggregator.publish.outbox import enqueue_all
 from schemas.errors import Refused
 
-_ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('import'), hashtext($1))"
+# Two files with the same rows would wait for each other for ever. And a plan that was made when a table was empty reads
+# all of it, long after it has grown: 0.07 s instead of 0.01 s for each batch of the first 100,000 links.
+_BEGIN = """
+SELECT pg_advisory_xact_lock(hashtext('import'), hashtext($1)), set_config('enable_seqscan', 'off', true)
+"""
 # a domain's lock keeps it from sharing the codes of the public URL meanwhile
 _REFERENCE = "SELECT name, target_id AS id FROM reference WHERE imported AND name = ANY($1::text[]) AND kind = "
 _ID_BY_NAME = {
@@ -84,7 +88,7 @@ class _Plan:
 async def carry_out(db: Pooled, sheet: Sheet, rows: Iterable[Wanted], actor: str, source: str) -> Outcome:
     """Make the rows of a sheet what they say; belongs into a transaction. `source` tells the audit where from."""
     outcome = Outcome()
-    await db.execute(_ONE_AT_A_TIME, sheet.kind)  # two files with the same rows would wait for each other for ever
+    await db.execute(_BEGIN, sheet.kind)
     named = await _resolve(db, sheet, list(rows), outcome)
     found = await _find(db, sheet, named)
     plans = [plan for row in named if (plan := _judged(outcome, row, lambda row: _plan(sheet, row, found)))]

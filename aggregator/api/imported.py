@@ -150,8 +150,8 @@ def new_values(sheet: Sheet, wanted: Wanted) -> dict[str, Any]:
         if wanted.values.get(name) is None and not (name == "payout" and wanted.payout is not None):
             raise Refused("missing_field", f"{name} is missing", name)
     values = dict(wanted.values)
-    if sheet.kind == "link":
-        values.setdefault("code", random_base62(links.CODE_LENGTH))
+    if sheet.kind == "link" and values.get("code") is None:
+        values["code"] = random_base62(links.CODE_LENGTH)
     if sheet.kind == "offer" and wanted.payout is not None:
         values.setdefault("currency", wanted.payout.currency)
     if sheet.kind == "advertiser":  # nobody knows this token: whoever needs it asks for a new one

@@ -1,0 +1,223 @@
+"""`clickdam links import FILE` and `clickdam export FOLDER`, against a real API."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from rich.console import Console
+
+from aggregator.api import exports, imports, keys
+from aggregator.api.app import application, open_api
+from aggregator.api.sheets import Format
+from aggregator.db.connect import Connection, connected
+from deploy.run import exporting, importing
+from deploy.run.children import CannotStart, free_port
+from deploy.run.http import Place, patient, place
+from schemas import limits
+from schemas.errors import Refused
+from schemas.http import serving
+from schemas.settings import ApiSettings
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
+PARTNERS = "external_id,name\n"
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Commands that know where an API is, and its database."""
+
+    api_url: str
+    key: str
+    db: Connection
+
+    async def start(self, *arguments: str | Path) -> asyncio.subprocess.Process:
+        known = {"CLICKDAM_API_URL": self.api_url, "CLICKDAM_API_KEY": self.key, "COLUMNS": "200"}
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "deploy.run.cli", *map(str, arguments), env=CLEAN | known, stdout=pipe, stderr=pipe
+        )
+
+    async def __call__(self, *arguments: str | Path) -> tuple[int | None, str]:
+        """The exit and all that was said."""
+        process = await self.start(*arguments)
+        said, wrong = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode, said.decode() + wrong.decode()
+
+    async def imports(self, kind: str, file: Path, *, dry_run: bool = False) -> tuple[int, str]:
+        """The same without a process of its own."""
+        console = Console(file=io.StringIO())
+        where = Place(self.api_url, self.key)
+        try:
+            whole = await asyncio.to_thread(importing.run, kind, file, where, console, dry_run=dry_run)
+        except CannotStart as reason:
+            return 1, str(reason)
+        return 0 if whole else 1, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+async def clickdam(database_url: str, redis_url: str) -> AsyncIterator[Commands]:
+    settings = ApiSettings(database_url=database_url, redis_url=redis_url, public_url="https://go.example")
+    sock = socket.create_server(("127.0.0.1", 0))
+    async with (
+        open_api(settings) as api,
+        serving(application(api), sock),
+        connected(database_url, command_timeout_s=5, application_name="test") as db,
+    ):
+        key = (await keys.create(db, keys.Wanted("admin"))).key
+        yield Commands(f"http://127.0.0.1:{sock.getsockname()[1]}", key, db)
+
+
+async def test_bad_rows_lie_beside_the_file_and_come_in_when_they_are_put_right(
+    clickdam: Commands, tmp_path: Path
+) -> None:
+    rows = [f'P{n},"Partner, the {n}th"' for n in range(2_500)]
+    rows[1_200], rows[2_400], rows[2_401] = "bad id,Who", "P7,Twice", "P2401,cells,too many"
+    file = tmp_path / "partners.csv"
+    file.write_text(PARTNERS + "\n".join(rows))
+    exit_code, said = await clickdam("partners", "import", file)
+    assert exit_code == 1
+    assert f"{file}:1202: external_id: " in said
+    assert "2,500 rows: 2,497 created, 0 updated, 0 unchanged, 3 failed" in said
+    errors = tmp_path / "partners.csv.errors.csv"
+    with errors.open(newline="") as opened:
+        assert {row[0] for row in csv.reader(opened)} == {"error_line", "1202", "2402", "2403"}
+    text = errors.read_text()
+    for wrong, right in (("bad id,Who", "P1200,Who"), ("P7,Twice", "P2400,Once"), ("cells,too many", "Right")):
+        assert wrong in text
+        text = text.replace(wrong, right)
+    errors.write_text(text)
+    exit_code, said = await clickdam.imports("partners", errors)
+    assert (exit_code, "3 rows: 3 created, 0 updated, 0 unchanged, 0 failed" in said) == (0, True), said
+    assert await clickdam.db.fetchval("SELECT count(*) FROM partner") == 2_500
+    assert await clickdam.db.fetchval("SELECT count(*) FROM audit WHERE reason LIKE 'import %'") == 2_500
+
+
+async def test_json_lines_that_failed_can_be_put_right_too(clickdam: Commands, tmp_path: Path) -> None:
+    file = tmp_path / "partners.jsonl"
+    file.write_text('{"external_id": "P1", "name": "One"}\n\n{"external_id": "P2", "name": 2}\n{"external_id"\n')
+    exit_code, said = await clickdam.imports("partners", file)
+    assert (exit_code, "3 rows: 1 created, 0 updated, 0 unchanged, 2 failed" in said) == (1, True), said
+    errors = tmp_path / "partners.jsonl.errors.jsonl"
+    first, second = sorted(errors.read_text().splitlines(), key=len, reverse=True)
+    assert json.loads(first)["error_line"] == 3
+    assert second.endswith(', "external_id"')
+    errors.write_text(first.replace('"name": 2', '"name": "Two"'))
+    assert (await clickdam.imports("partners", errors))[0] == 0
+
+
+async def test_a_dry_run_changes_nothing_and_finds_what_is_wrong(clickdam: Commands, tmp_path: Path) -> None:
+    file = tmp_path / "partners.csv"
+    file.write_text(PARTNERS + "P1,One\nP 2,Two\n")
+    exit_code, said = await clickdam.imports("partners", file, dry_run=True)
+    assert exit_code == 1
+    assert "2 rows: 1 created, 0 updated, 0 unchanged, 1 failed" in said
+    assert "a dry run: nothing was changed" in said
+    assert await clickdam.db.fetchval("SELECT count(*) FROM partner") == 0
+
+
+async def test_an_import_that_was_stopped_says_how_to_go_on_and_does(clickdam: Commands, tmp_path: Path) -> None:
+    """Ctrl-C in the middle, and the whole file again."""
+    file = tmp_path / "partners.csv"
+    file.write_text(PARTNERS + "".join(f"P{n},N\n" for n in range(10_000)))
+    process = await clickdam.start("partners", "import", file)
+    while await clickdam.db.fetchval("SELECT count(*) FROM partner") < 1_000:
+        await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode not in (0, None)
+    assert "the same command goes on" in said.decode()
+    done = await clickdam.db.fetchval("SELECT count(*) FROM partner")
+    assert 1_000 <= done < 10_000
+    exit_code, text = await clickdam.imports("partners", file)
+    assert exit_code == 0
+    assert f"{10_000 - done:,} created, 0 updated, {done:,} unchanged, 0 failed" in text
+
+
+async def test_a_busy_api_is_waited_for(clickdam: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer is 503 after the work is done: the repetition counts what was made, not what is unchanged."""
+    answers = imports.answer
+    refusals = [Refused("unavailable", "busy")]
+
+    def answer(body: dict[str, Any]) -> web.Response:
+        if refusals:
+            raise refusals.pop()
+        return answers(body)
+
+    monkeypatch.setattr(imports, "answer", answer)
+    file = tmp_path / "partners.csv"
+    file.write_text(PARTNERS + "P1,One\n")
+    exit_code, said = await clickdam.imports("partners", file)
+    assert (exit_code, "1 rows: 1 created" in said) == (0, True), said
+    assert not refusals
+
+
+async def test_what_is_wrong_with_the_file_or_the_way_is_one_clear_line(clickdam: Commands, tmp_path: Path) -> None:
+    cases = {
+        "a.csv": ("external_id,colour\nP1,red\n", "there is no column 'colour', only id, name, external_id, status"),
+        "b.csv": ("", "is empty: its first line names the columns"),
+        "c.xls": ("x", "the name of the file tells what is in it"),
+    }
+    for name, (text, wanted) in cases.items():
+        (tmp_path / name).write_text(text)
+        exit_code, said = await clickdam.imports("partners", tmp_path / name)
+        assert exit_code == 1
+        assert wanted in said
+        assert "Traceback" not in said
+
+
+def test_a_key_of_this_machine_goes_to_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clickdam.json").write_text('{"api_url": "http://127.0.0.1:1", "admin_key": "cd_own"}')
+    monkeypatch.delenv("CLICKDAM_API_KEY", raising=False)
+    assert place(None, tmp_path) == ("http://127.0.0.1:1", "cd_own")
+    with pytest.raises(CannotStart, match="CLICKDAM_API_KEY is not set"):
+        place("https://api.example", tmp_path)
+    monkeypatch.setenv("CLICKDAM_API_KEY", "cd_other")
+    assert place("https://api.example/", tmp_path) == ("https://api.example", "cd_other")
+
+
+def test_an_api_that_stays_away_is_given_up() -> None:
+    began = time.monotonic()
+    with pytest.raises(CannotStart, match="does not answer"):
+        patient(f"http://127.0.0.1:{free_port()}/v1/links/import", "cd_x", b"", {}, 1.0)
+    assert time.monotonic() - began < 10
+
+
+async def test_an_export_is_a_file_for_each_kind(clickdam: Commands, tmp_path: Path) -> None:
+    count = limits.PAGE_ROWS_MAX + 5
+    file = tmp_path / "partners.csv"
+    file.write_text(PARTNERS + "".join(f"P{n},=N{n}\n" for n in range(count)))
+    assert (await clickdam.imports("partners", file))[0] == 0
+    folder = tmp_path / "new" / "out"
+    exit_code, said = await clickdam("export", folder)
+    assert exit_code == 0, said
+    where, console = Place(clickdam.api_url, clickdam.key), Console(file=io.StringIO())
+    forms: list[tuple[Format, bool]] = [("csv", False), ("csv", True), ("jsonl", False)]
+    for form, safe in forms:
+        if (form, safe) != ("csv", False):
+            await asyncio.to_thread(exporting.run, folder, where, form, console, safe=safe)
+        assert {f"{what}.{form}" for what in exports.EXPORTS} <= {path.name for path in folder.iterdir()}
+        text = (folder / f"partners.{form}").read_text()
+        assert len(text.splitlines()) == count + (form == "csv")
+        assert ("'=N7," in text) == safe
+        if (form, safe) == ("csv", False):
+            exit_code, said = await clickdam.imports("partners", folder / "partners.csv")
+            assert (exit_code, f"{count:,} unchanged" in said) == (0, True), said
+
+
+async def test_an_export_with_a_key_that_may_not_leaves_no_file(clickdam: Commands, tmp_path: Path) -> None:
+    where = Place(clickdam.api_url, "cd_wrong")
+    with pytest.raises(CannotStart, match="Authorization: Bearer"):
+        await asyncio.to_thread(exporting.run, tmp_path, where, "csv", Console(file=io.StringIO()), safe=False)
+    assert list(tmp_path.iterdir()) == []
