@@ -40,6 +40,11 @@ def rate(api_key_id: int) -> str:
     return f"rate:{api_key_id}"
 
 
+def remembered(kind: str, digest: str) -> str:
+    """An answer that was expensive to make, until it expires; `digest` of its question."""
+    return f"remembered:{kind}:{digest}"
+
+
 def live(quarter_s: int) -> str:
     """Hash of one quarter hour: field `link:<id>` or `partner:<id>` -> recorded clicks. A display value."""
     return f"live:{quarter_s}"

@@ -8,6 +8,9 @@ import signal
 import socket
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -29,6 +32,7 @@ from aggregator.api import (
     partners,
     programme,
     reports,
+    scores,
     system,
     terms,
 )
@@ -37,11 +41,15 @@ from aggregator.api.calling import CALLER, Api, Caller
 from aggregator.api.idempotency import Replayed
 from aggregator.api.rates import Rates
 from aggregator.api.writing import respond_again
-from aggregator.db.connect import acquire, pool
+from aggregator.db.connect import Pool, acquire, pool
+from aggregator.reports import report
+from aggregator.reports.remembered import Remembered
+from aggregator.reports.report import Report
+from aggregator.reports.scores import Segment, score
 from schemas import limits
 from schemas.errors import STATUS, Refused
 from schemas.http import serving
-from schemas.redis import publishing, reading
+from schemas.redis import limiting, publishing
 from schemas.settings import ApiSettings
 
 log = structlog.get_logger()
@@ -127,6 +135,7 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("DELETE", "/v1/keys/{id}", ADMIN, "keys", keys.revoke),
     ("POST", "/v1/keys/{id}/rotate", ADMIN, "keys", keys.rotate),
     ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
+    ("GET", "/v1/offers/{id}/score", OWN_ROWS, "reports", scores.get),
     ("GET", "/v1/system", ADMIN, "system", system.get),
     ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, "system", system.write_off),
     ("POST", "/v1/system/partitions/resume", ADMIN, "system", system.resume),
@@ -150,8 +159,12 @@ async def serve(settings: ApiSettings, sock: socket.socket) -> None:
 async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
     """Everything the calls need, opened in the order it depends on and closed in reverse."""
     url = settings.redis_url
-    async with publishing(url) as redis, reading(url) as counts, pool(settings.database_url) as connections:
-        api = Api(connections, redis, Rates(counts), settings.public_url)
+    async with publishing(url) as redis, limiting(url) as counts, pool(settings.database_url) as connections:
+        api = Api(
+            connections, redis, Rates(counts), settings.public_url,
+            Remembered("report", partial(make_report, connections), report.life_s, counts),
+            Remembered("score", partial(make_score, connections), lambda _: limits.SCORE_S, counts),
+        )  # fmt: skip
         warming = asyncio.create_task(warm_up(api), name="api-warm-up")
         try:
             yield api
@@ -159,6 +172,16 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
             warming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await warming
+
+
+async def make_report(connections: Pool, asked: Report) -> dict[str, Any]:
+    async with acquire(connections) as db:
+        return await report.report(db, asked)
+
+
+async def make_score(connections: Pool, segment: Segment) -> dict[str, Any]:
+    async with acquire(connections) as db:
+        return await score(db, segment, datetime.now(UTC).date())
 
 
 async def warm_up(api: Api) -> None:

@@ -15,6 +15,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from aggregator.api.rates import Rates
 from aggregator.db.connect import Pool
+from aggregator.reports.remembered import Remembered
+from aggregator.reports.report import Report
+from aggregator.reports.scores import Segment
 from schemas import limits
 from schemas.errors import Refused
 from schemas.redis import Redis
@@ -67,6 +70,8 @@ class Api:
     redis: Redis
     rates: Rates
     public_url: str
+    reports: Remembered[Report]
+    scores: Remembered[Segment]
     turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = field(default_factory=WeakValueDictionary)
     warm: bool = False
     draining: bool = False
@@ -91,6 +96,11 @@ def answer(body: dict[str, Any], status: int = 200, version: int | None = None) 
     """JSON; `version` of what is shown becomes its ETag."""
     headers = {} if version is None else {"ETag": f'"{version}"'}
     return web.json_response(body, status=status, headers=headers)
+
+
+def raw_answer(body: bytes) -> web.Response:
+    """JSON that is written already."""
+    return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
 def path_id(request: web.Request, noun: str, name: str = "id") -> int:

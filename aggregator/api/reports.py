@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from aggregator.api.calling import CALLER, Api, answer
+from aggregator.api.calling import CALLER, Api, raw_answer
 from aggregator.db.connect import acquire
 from aggregator.reports import asked
-from aggregator.reports.report import report
+from aggregator.reports.report import Report
 
 
 async def get(api: Api, request: web.Request) -> web.Response:
@@ -18,4 +18,4 @@ async def get(api: Api, request: web.Request) -> web.Response:
         programme = await db.fetchrow("SELECT timezone, currency FROM programme")
         assert programme is not None
         query = asked.read(list(request.rel_url.query.items()), programme["timezone"], datetime.now(UTC))
-        return answer(await report(db, query, programme["currency"], request[CALLER].partner_id))
+    return raw_answer(await api.reports.answer(Report(query, programme["currency"], request[CALLER].partner_id)))

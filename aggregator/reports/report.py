@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from aggregator.db.connect import Database, Row
 from aggregator.db.instants import rfc3339
 from aggregator.reports.asked import Asked, Group, buckets, write_cursor
+from schemas import limits
 
 # $1 and $2 the range, $3 the programme's currency, $4 the limit, then what group, scope and cursor need
 _REPORT = """
@@ -33,19 +36,36 @@ FROM line WHERE {after} ORDER BY "group", currency LIMIT $4
 """
 
 
-async def report(db: Database, asked: Asked, currency: str, partner_id: int | None) -> dict[str, Any]:
-    """A report as the API answers it; with `partner_id`, of that partner's links alone.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was asked, the programme's currency, and whose rows may be seen: of all, or of one partner."""
+
+    asked: Asked
+    currency: str
+    partner_id: int | None
+
+
+def life_s(answer: dict[str, Any]) -> float:
+    """How long a report may be given again. It stays true, because it says how far it is complete."""
+    through, to = answer["complete_through"], datetime.fromisoformat(answer["to"])
+    closed = through is not None and to <= datetime.fromisoformat(through)
+    return limits.REPORT_CLOSED_S if closed else limits.REPORT_OPEN_S
+
+
+async def report(db: Database, wanted: Report) -> dict[str, Any]:
+    """A report as the API answers it.
 
     One row per group and currency, money in its minor units. Clicks have no currency: those of a group stand on one
-    of its rows alone (the first currency in the alphabet, or the programme's `currency` when nothing was sold), so
+    of its rows alone (the first currency in the alphabet, or the programme's when nothing was sold), so
     that a column's sum over all rows is right. Groups where nothing happened have no row.
 
     `complete_through`: all that edges received before it is in the figures; None while an edge that may have more is
     not heard of, or none ever was.
     """
+    asked = wanted.asked
     async with db.transaction(isolation="repeatable_read", readonly=True):
         complete_through = await db.fetchval("SELECT complete_through FROM complete_through")
-        rows = await _lines(db, asked, currency, partner_id)
+        rows = await _lines(db, wanted)
     page = rows[: asked.limit]
     truncated = len(rows) > asked.limit
     return {
@@ -59,10 +79,11 @@ async def report(db: Database, asked: Asked, currency: str, partner_id: int | No
     }
 
 
-async def _lines(db: Database, asked: Asked, currency: str, partner_id: int | None) -> list[Row]:
-    args: list[Any] = [asked.starts, asked.ends, currency, asked.limit + 1]
+async def _lines(db: Database, wanted: Report) -> list[Row]:
+    asked = wanted.asked
+    args: list[Any] = [asked.starts, asked.ends, wanted.currency, asked.limit + 1]
     sql = _REPORT.format(
-        group=_group(args, asked), scope=_scope(args, asked.link_id, partner_id), after=_after(args, asked.after)
+        group=_group(args, asked), scope=_scope(args, asked.link_id, wanted.partner_id), after=_after(args, asked.after)
     )
     return await db.fetch(sql, *args)
 

@@ -90,6 +90,7 @@ CALLS = [
     DELETE /v1/keys/{id}                            admin               keys.write
     POST   /v1/keys/{id}/rotate                     admin               keys.write
     GET    /v1/reports                              admin,partner       reports.read
+    GET    /v1/offers/{id}/score                    admin,partner       reports.read
     GET    /v1/system                               admin               system.read
     POST   /v1/system/edges/{incarnation}/write-off admin               system.write
     POST   /v1/system/partitions/resume             admin               system.write

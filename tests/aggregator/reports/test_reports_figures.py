@@ -9,7 +9,7 @@ import pytest
 
 from aggregator.db.connect import Connection, connect
 from aggregator.reports.asked import read
-from aggregator.reports.report import report
+from aggregator.reports.report import Report, report
 from schemas import limits
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -62,7 +62,7 @@ async def add_sales(
 
 async def ask(db: Connection, partner_id: int | None = None, **params: str) -> dict[str, Any]:
     given = [(name.removesuffix("_"), value) for name, value in ({"metrics": ALL} | params).items()]
-    return await report(db, read(given, "UTC", NOW), "EUR", partner_id)
+    return await report(db, Report(read(given, "UTC", NOW), "EUR", partner_id))
 
 
 def utc(text: str) -> datetime:
