@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,10 @@ from loadtests.workload import Click
 
 CLICKS = 20_000
 CALLS = "SELECT sum(calls)::bigint FROM pg_stat_statements"
+UNDER_WAY = """
+SELECT count(*) FROM pg_stat_activity
+WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 
 
 @contextmanager
@@ -48,6 +53,8 @@ async def test_twenty_thousand_clicks_run_no_query(capsys) -> None:
         postgres = await asyncpg.connect(told["database_url"])
         await postgres.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         with frozen(told["processes"]["aggregator"] + told["processes"]["api"]):
+            while await postgres.fetchval(UNDER_WAY):  # what they had asked when they were stopped
+                await asyncio.sleep(0.05)
             before = await postgres.fetchval(CALLS)
             heard = Heard()
             await send_clicks(clicks(programme.codes), told["edge_url"], heard)
