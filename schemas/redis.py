@@ -24,8 +24,7 @@ def reading(url: str) -> Redis:
 
 
 def counting(url: str) -> Redis:
-    """For one task of an edge that nobody waits for, such as the flusher of live counters: it alone uses the one
-    connection."""
+    """For one task that nobody waits for, such as the flusher of live counters: it alone uses the one connection."""
     return _client(url, limits.COUNTER_TIMEOUT_S, 1)
 
 

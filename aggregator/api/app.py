@@ -39,7 +39,7 @@ from aggregator.api import (
 from aggregator.api.authentication import authenticate
 from aggregator.api.calling import CALLER, Api, Caller
 from aggregator.api.idempotency import Replayed
-from aggregator.api.rates import Rates
+from aggregator.api.rates import counting_calls
 from aggregator.api.writing import respond_again
 from aggregator.db.connect import Pool, acquire, pool
 from aggregator.reports import report
@@ -49,7 +49,7 @@ from aggregator.reports.scores import Segment, score
 from schemas import limits
 from schemas.errors import STATUS, Refused
 from schemas.http import serving
-from schemas.redis import limiting, publishing
+from schemas.redis import publishing, reading
 from schemas.settings import ApiSettings
 
 log = structlog.get_logger()
@@ -159,11 +159,16 @@ async def serve(settings: ApiSettings, sock: socket.socket) -> None:
 async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
     """Everything the calls need, opened in the order it depends on and closed in reverse."""
     url = settings.redis_url
-    async with publishing(url) as redis, limiting(url) as counts, pool(settings.database_url) as connections:
+    async with (
+        publishing(url) as redis,
+        reading(url) as reads,
+        counting_calls(url) as rates,
+        pool(settings.database_url) as connections,
+    ):
         api = Api(
-            connections, redis, Rates(counts), settings.public_url,
-            Remembered("report", partial(make_report, connections), report.life_s, counts),
-            Remembered("score", partial(make_score, connections), lambda _: limits.SCORE_S, counts),
+            connections, redis, rates, settings.public_url,
+            Remembered("report", partial(make_report, connections), report.life_s, reads),
+            Remembered("score", partial(make_score, connections), lambda _: limits.SCORE_S, reads),
         )  # fmt: skip
         warming = asyncio.create_task(warm_up(api), name="api-warm-up")
         try:

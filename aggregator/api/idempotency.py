@@ -12,9 +12,10 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from aggregator.api.calling import Api, Caller, read_bytes
@@ -31,7 +32,7 @@ INSERT INTO idempotency (api_key_id, key, request_sha256, nonce) VALUES ($1, $2,
 ON CONFLICT (api_key_id, key) DO UPDATE SET key = excluded.key
 RETURNING request_sha256, nonce, answer
 """
-_FINISH = "UPDATE idempotency SET status = $3, answer = $4 WHERE api_key_id = $1 AND key = $2"
+_FINISH = "UPDATE idempotency SET answer = $3 WHERE api_key_id = $1 AND key = $2"
 
 
 @dataclass(slots=True)
@@ -106,8 +107,8 @@ async def begin(db: Database, asked: Asked, nonce: bytes) -> None:
         return
     if found["request_sha256"] != asked.request_sha256:
         raise Refused("idempotency_key_reused", f"this {HEADER} was used for another request", HEADER)
-    raise Replayed(found["nonce"], Answer(**found["answer"]))
+    raise Replayed(found["nonce"], msgspec.json.decode(found["answer"], type=Answer))
 
 
 async def finish(db: Database, asked: Asked, answer: Answer) -> None:
-    await db.execute(_FINISH, asked.api_key_id, asked.key, answer.status, asdict(answer))
+    await db.execute(_FINISH, asked.api_key_id, asked.key, msgspec.json.encode(answer).decode())

@@ -128,8 +128,7 @@ CREATE TABLE idempotency (
     key             text NOT NULL,
     request_sha256  bytea NOT NULL,
     nonce           bytea NOT NULL,
-    status          int,
-    answer          jsonb,
+    answer          text,  -- JSON, to the letter
     created_at      timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (api_key_id, key)
 );
