@@ -26,6 +26,7 @@ from schemas.redis import Redis, RedisError, publishing
 log = structlog.get_logger()
 
 _NAME = "clickdam-publisher"
+_WAITS = "SELECT EXISTS (SELECT FROM outbox WHERE id <= $1)"
 # a frozen publisher must not keep rows of the outbox from the others
 _GIVE_UP_ROWS = f"SET idle_in_transaction_session_timeout = '{2 * limits.PUBLISH_TIMEOUT_S:.0f}s'"
 
@@ -99,7 +100,8 @@ async def _publish(db: Connection, redis: Redis, agreed: Agreed) -> None:
         await measure(db)
         polls = round(limits.STREAM_BEAT_S / limits.OUTBOX_POLL_S)
         for _ in range(polls):
-            await _drain_all(db, redis)
+            while agreed.source is not None and await drain(db, redis):
+                pass  # as long as there is no doubt about Redis: an import may keep this going for minutes
             await asyncio.sleep(limits.OUTBOX_POLL_S)
     except EpochBehind as behind:
         await settle_source(db, redis, behind.epoch)
@@ -118,14 +120,10 @@ async def _agree(db: Connection, redis: Redis, agreed: Agreed) -> bool:
         if not await refill(db, redis, source):
             return False
         agreed.sequence = 0
-    await _drain_all(db, redis)
-    if await db.fetchval("SELECT EXISTS (SELECT FROM outbox WHERE id <= $1)", newest):
+    while await db.fetchval(_WAITS, newest) and await drain(db, redis):
+        pass
+    if await db.fetchval(_WAITS, newest):
         return False  # another publisher has them under way: the marker must not vouch for it
     agreed.source, agreed.clock_offset_s = source, await clock_offset_s(redis)
     await _beat(redis, agreed)
     return True
-
-
-async def _drain_all(db: Connection, redis: Redis) -> None:
-    while await drain(db, redis):
-        pass

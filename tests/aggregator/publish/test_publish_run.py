@@ -96,6 +96,28 @@ async def test_an_emptied_redis_fills_itself_and_its_sequence_jumps(published: A
     assert int(await done(redis.get(redis_keys.SEQUENCE))) > before + 1
 
 
+async def test_an_emptied_redis_fills_itself_also_while_the_outbox_never_runs_empty(
+    published: Any, redis: Redis, db: Connection
+) -> None:
+    """As during a large import."""
+
+    async def keep_busy() -> None:
+        while True:
+            if await db.fetchval("SELECT count(*) FROM outbox") < 20_000:
+                await db.execute("INSERT INTO outbox (kind, row_id) SELECT 'offer', 1 FROM generate_series(1, 40000)")
+            await asyncio.sleep(0.02)
+
+    busy = asyncio.create_task(keep_busy())
+    try:
+        await asyncio.sleep(0.5)
+        await done(redis.flushall())
+        took_s = await until(lambda: complete(redis), 30)
+    finally:
+        busy.cancel()
+    print(f"filled again in {took_s:.1f} s while changes kept coming")
+    assert await link_in(redis) is not None
+
+
 async def test_a_lost_sequence_is_repaired(published: Any, redis: Redis) -> None:
     before = int(await done(redis.get(redis_keys.SEQUENCE)))
     await redis.set(redis_keys.SEQUENCE, 3)
