@@ -177,6 +177,8 @@ def _plan(sheet: Sheet, wanted: Wanted, found: _Found) -> _Plan:
     else:
         _check_fixed(sheet, wanted, before)
         values = {name: value for name, value in wanted.values.items() if before[name] != value}
+        if sheet.kind == "link" and "status" in values:
+            values["paused_by_partner"] = False  # it is the operator's now
     if "starts_at" in sheet.columns:
         check_order({"starts_at": None, "ends_at": None} | (dict(before) if before else {}) | values)
     return _Plan(wanted, before, values)

@@ -138,8 +138,6 @@ def read_wanted(sheet: Sheet, row: int, fields: dict[str, Any], own: tuple[str, 
     payout = getattr(body, "payout", None) or None
     if payout is not None:
         terms.check_payout(payout, "payout.")
-    if sheet.kind == "link" and "status" in values:
-        values["paused_by_partner"] = False
     wanted = Wanted(row, values, names, payout)
     return wanted if _has_a_name(wanted) else _by_own_id(wanted, own_id)
 

@@ -171,6 +171,16 @@ async def test_a_link_that_is_there_takes_the_external_id_it_is_given(admin: Any
     assert await db.fetchval("SELECT external_id FROM link WHERE id = $1", made.link_id) == "L9"
 
 
+async def test_a_link_stays_paused_by_its_partner_until_its_status_changes(admin: Any, db: Connection) -> None:
+    await brought(admin)
+    await send(admin, "links", LINKS)
+    await db.execute("UPDATE link SET paused_by_partner = true WHERE code = 'two'")
+    for status, kept in (("paused", True), ("active", False)):
+        _, found = await send(admin, "links", f"code,status\ntwo,{status}\n")
+        assert (found["unchanged"], found["updated"]) == (kept, not kept)
+        assert await db.fetchval("SELECT paused_by_partner FROM link WHERE code = 'two'") is kept
+
+
 async def test_an_id_tells_which_row_is_meant_only_where_nothing_else_does(admin: Any, made: Any) -> None:
     sheet = f"id,external_id,name\n{made.partner_id},,Renamed\n{made.partner_id},P7,Another\n999,,Nobody\n"
     status, found = await send(admin, "partners", sheet)
