@@ -284,7 +284,7 @@ BAD_AUDITS = {
     "limit=201": "limit",
     "cursor=x": "cursor",
     "cursor=" + "9" * 19: "cursor",
-    "to=1": "'to'",
+    "to=1": "to",
 }
 
 

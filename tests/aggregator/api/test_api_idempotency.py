@@ -14,7 +14,7 @@ from aggregator.db.idempotency import forget
 from schemas import limits
 from schemas.http import serving
 from schemas.settings import ApiSettings
-from tests.aggregator.api.conftest import Client, Made, offer_body, state
+from tests.aggregator.api.conftest import Client, Made, state
 
 KEY = {"Idempotency-Key": "order-66"}
 
@@ -39,13 +39,8 @@ def bodies(made: Made) -> list[tuple[str, Any, str]]:
     return [
         ("/v1/advertisers", {"name": "x"}, "advertiser"),
         (f"/v1/advertisers/{made.advertiser_id}/token", {}, "replaced_token"),
-        ("/v1/partners", {"name": "x"}, "partner"),
-        ("/v1/offers", offer_body(made.advertiser_id), "offer"),
-        ("/v1/links", {"offer_id": made.offer_id, "partner_id": made.partner_id}, "link"),
         ("/v1/domains", {"host": "go.other.example"}, "domain"),
         ("/v1/blocks", {"sub1": "spam"}, "block"),
-        ("/v1/caps", {"offer_id": made.offer_id, "kind": "clicks", "period": "day", "clicks": 1}, "cap"),
-        ("/v1/keys", {"role": "admin"}, "api_key"),
         ("/v1/keys/1/rotate", {}, "api_key"),
     ]
 
