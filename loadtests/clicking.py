@@ -26,20 +26,22 @@ async def send_clicks(planned: Sequence[Click], edge_url: str, heard: Heard, rat
 async def _send_some(queue: Iterator[Click], edge_url: str, heard: Heard, began: float, rate: float) -> None:
     host = urlsplit(edge_url).netloc
     wire: Wire | None = None
-    for click in queue:
-        if rate:
-            await _sleep_until(began + click.at_s * PLANNED_CLICKS_PER_S / rate)
-        if wire is None or not wire.alive:
-            wire = await connect(edge_url)
-        heard.sent += 1
-        heard.planned_s = max(heard.planned_s, click.at_s)
-        try:
-            _hear(click, await ask(wire, click, host), heard)
-        except CutOff:
-            heard.cut_off.append(click)
-            heard.settled[click.number] = None
-    if wire:
-        wire.writer.close()
+    try:
+        for click in queue:
+            if rate:
+                await _sleep_until(began + click.at_s * PLANNED_CLICKS_PER_S / rate)
+            if wire is None or not wire.alive:
+                wire = await connect(edge_url)
+            heard.sent += 1
+            heard.planned_s = max(heard.planned_s, click.at_s)
+            try:
+                _hear(click, await ask(wire, click, host), heard)
+            except CutOff:
+                heard.cut_off.append(click)
+                heard.settled[click.number] = None
+    finally:
+        if wire:
+            wire.writer.close()
 
 
 async def _sleep_until(due: float) -> None:

@@ -43,7 +43,8 @@ class FaultProxy:
     `proxy.mode` takes effect at once, for connections that are open too:
     `pass`; `refuse`: nobody listens, what was open is reset; `reset`: each connection is reset as soon as it is there;
     `blackhole`: connections are accepted and nothing is carried until the mode changes, as with a frozen server;
-    `latency`: each piece is carried `latency_ms` later. `cuts` counts the connections cut by `cut_on`.
+    `latency`: each piece is carried `latency_ms` later. `cuts` counts the connections cut by `cut_on`, `requests` the
+    pieces that clients sent. Pieces from the server that hold `swallow` are lost, if it is not empty.
     """
 
     upstream_host: str
@@ -51,6 +52,8 @@ class FaultProxy:
     latency_ms: float = 500.0
     port: int = 0
     cuts: int = 0
+    requests: int = 0
+    swallow: bytes = b""
     _mode: Mode = "pass"
     _listener: socket.socket | None = None
     _carrying: asyncio.Event = field(default_factory=asyncio.Event)
@@ -163,6 +166,7 @@ class FaultProxy:
         with contextlib.suppress(OSError):
             seen = b""  # the end of the piece before: a pattern may lie across two
             while piece := await reader.read(CHUNK_BYTES):
+                self.requests += 1
                 cut = self._cut_for(seen, piece)
                 if cut and not cut.forward:
                     wire.cut()
@@ -177,6 +181,8 @@ class FaultProxy:
                 if wire.deaf:
                     wire.cut()
                     return
+                if self.swallow and self.swallow in piece:
+                    continue
                 if self._replies_to_drop > 0:
                     self._replies_to_drop -= 1
                     continue
