@@ -237,5 +237,5 @@ def _tell(file: File, done: Done, took_s: float, errors: _ErrorFile, console: Co
 
 def _how_to_go_on(file: File, done: Done) -> str:
     if done.line == 0:
-        return f"nothing of {file.path} has been imported"
+        return f"{file.path}: nothing is known to be done; the same command begins again"
     return f"{file.path} is done up to line {done.line}: the same command goes on, and finds that part unchanged"
