@@ -212,21 +212,21 @@ def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
 
 
 def drop_over_cap(click: Click, target: Target, known: Known) -> None:
-    """Where a cap is reached, what it says happens; else the click counts against all that concern it. Only ordinary
-    clicks are counted, so only they are looked at."""
+    """Where a cap is reached, what it says happens, and a stop goes before a pass; else the click counts against all that
+    concern it. Only ordinary clicks are counted, so only they are looked at."""
     offer, partner = target.offer, target.partner
     if not (offer and partner and (offer.caps or partner.caps)) or click.click_class is not ClickClass.NORMAL:
         return
     asked = concerning(offer, partner, target.programme.timezone, click.at_ms)
-    reached = next((cap for cap, of in asked if known.caps.total(of) >= cap.clicks), None)
-    if reached is None:
+    reached = {cap.over_cap for cap, of in asked if known.caps.total(of) >= cap.clicks}
+    if not reached:
         click.caps = tuple(of for _, of in asked)
         return
     click.reason = Reason.OVER_CAP
-    if reached.over_cap == "pass":
-        click.click_class = ClickClass.OVER_CAP
-    else:
+    if "fallback" in reached:
         click.destination = None
+    else:
+        click.click_class = ClickClass.OVER_CAP
 
 
 STEPS: tuple[Step, ...] = (

@@ -225,10 +225,12 @@ def test_robots_and_what_is_not_recorded_neither_count_nor_are_stopped() -> None
         ((cap(1, 3),), (cap(2, 1, offer_id=1),), ["", "fallback", "fallback", "fallback"]),
         ((cap(1, 3),), (cap(2, 1, offer_id=99),), ["", "", "", "fallback"]),
         ((), (cap(2, 2),), ["", "", "fallback", "fallback"]),
+        ((cap(1, 2, over_cap="pass"),), (cap(2, 2),), ["", "", "fallback", "fallback"]),
+        ((cap(1, 1, over_cap="pass"), cap(2, 0)), (cap(3, 0, over_cap="pass"),), ["fallback"] * 4),
         ((), (), ["", "", "", ""]),
     ],
 )
-def test_the_cap_that_is_reached_first_wins(
+def test_the_cap_that_is_reached_first_wins_and_of_several_one_that_stops(
     of_offer: tuple[Cap, ...], of_partner: tuple[Cap, ...], expected: list[str]
 ) -> None:
     caps, to = CapTotals(), capped(*of_offer, of_partner=of_partner)
