@@ -18,6 +18,7 @@ from schemas import limits
 from schemas.errors import Refused
 from schemas.http import serving
 from schemas.settings import EdgeSettings
+from tracker import visitor
 from tracker.background import running
 from tracker.clock import EdgeClock
 from tracker.counters import counting_live
@@ -55,6 +56,7 @@ CLICK_DOORS: tuple[tuple[str, Door], ...] = (
 @contextlib.asynccontextmanager
 async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
     """Everything a worker needs. Registered in the log when this yields; closed in the log when it ends."""
+    visitor.load_tables()
     async with contextlib.AsyncExitStack() as stack:
         tally = Tally()
         clock = EdgeClock()

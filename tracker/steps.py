@@ -212,8 +212,8 @@ def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
 
 
 def drop_over_cap(click: Click, target: Target, known: Known) -> None:
-    """Where a cap is reached, what it says happens, and a stop goes before a pass; else the click counts against all that
-    concern it. Only ordinary clicks are counted, so only they are looked at."""
+    """Where a cap is reached, what it says happens, and one that stops goes before one that lets pass; else the click
+    counts against all that concern it. Only ordinary clicks are counted, so only they are looked at."""
     offer, partner = target.offer, target.partner
     if not (offer and partner and (offer.caps or partner.caps)) or click.click_class is not ClickClass.NORMAL:
         return

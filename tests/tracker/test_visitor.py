@@ -1,10 +1,16 @@
 """What is kept of a visitor: a network, a country, a device, and a hash that lives for one day."""
 
+import subprocess
+import sys
 from datetime import datetime
+from random import Random
 from zoneinfo import ZoneInfo
 
 import pytest
+from crawleruseragents import CRAWLER_USER_AGENTS_DATA, is_crawler
 
+from loadtests.faults.edges import BROWSER
+from schemas.limits import USER_AGENT_MAX
 from tracker.visitor import country, network, read_agent, visitor_hash
 
 SECRET = b"s" * 16
@@ -101,6 +107,22 @@ def test_robots_are_known_by_their_agent(agent: str) -> None:
     found = read_agent(agent)
     assert found.robot
     assert found.device == "robot"
+
+
+def test_a_robot_is_whom_the_published_list_says_however_it_is_matched() -> None:
+    listed = [agent for known in CRAWLER_USER_AGENTS_DATA for agent in known.get("instances", ())]
+    random = Random(1)
+    printable = [chr(code) for code in range(0x20, 0x7F)]
+    noise = ["".join(random.choices(printable, k=512)) for _ in range(50)]
+    assert len(listed) > 1_000
+    for agent in (*listed, *noise, BROWSER, "\0", "\ufffd"):
+        assert read_agent(agent[:USER_AGENT_MAX]).robot == is_crawler(agent[:USER_AGENT_MAX]), agent
+
+
+def test_nothing_is_left_to_load_for_the_first_click() -> None:
+    said = "import ua_parser; from tracker import visitor; visitor.load_tables(); print('parser' in vars(ua_parser))"
+    ran = subprocess.run([sys.executable, "-c", said], capture_output=True, check=True, timeout=60)
+    assert ran.stdout == b"True\n"
 
 
 def test_a_country_is_known_offline_and_empty_where_it_is_not() -> None:
