@@ -168,8 +168,8 @@ class EdgeSettings(LogSettings):
         return ClickKeys.parse(self.click_keys.get_secret_value())
 
     @property
-    def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        return tuple(ip_network(text.strip()) for text in self.trusted_proxies.split(",") if text)
+    def trusted_networks(self) -> frozenset[IPv4Network | IPv6Network]:
+        return frozenset(ip_network(text.strip()) for text in self.trusted_proxies.split(",") if text)
 
     @property
     def visitor_secret(self) -> bytes:

@@ -28,7 +28,7 @@ class Edge:
     recorder: Recorder
     counters: LiveCounters
     tally: Tally
-    trusted_proxies: Networks = ()
+    trusted_proxies: Networks = frozenset()
     warm: bool = False
     draining: bool = False
     qr_codes: QrCodes = field(default_factory=qr_codes)

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from schemas.limits import FORWARDED_MAX
 
-Networks = tuple[IPv4Network | IPv6Network, ...]
+Networks = frozenset[IPv4Network | IPv6Network]  # a frozenset knows its hash, which every look-up here asks for
 
 
 def client_ip(peer: str, forwarded_for: str, trusted: Networks) -> str:
@@ -20,7 +20,7 @@ def client_ip(peer: str, forwarded_for: str, trusted: Networks) -> str:
     """
     if not trusted or not forwarded_for:
         return peer
-    return _walk(peer, forwarded_for, trusted)
+    return _walk(peer, _right_end(forwarded_for), trusted)  # cut before it is the key of a cache
 
 
 def client_scheme(peer: str, scheme: str, forwarded_proto: str, trusted: Networks) -> str:
@@ -30,12 +30,12 @@ def client_scheme(peer: str, scheme: str, forwarded_proto: str, trusted: Network
     return said if trusted and said in ("http", "https") and _is_trusted(peer, trusted) else scheme
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=16_384)
 def _walk(peer: str, forwarded_for: str, trusted: Networks) -> str:
     if not _is_trusted(peer, trusted):
         return peer
     found = peer
-    for entry in reversed(_right_end(forwarded_for).split(",")):
+    for entry in reversed(forwarded_for.split(",")):
         address = _address(entry)
         if address is None:
             break
