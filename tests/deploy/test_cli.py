@@ -1,5 +1,6 @@
 """What an operator reads when something is to be put right."""
 
+import json
 import os
 import re
 import signal
@@ -58,7 +59,21 @@ def test_a_flag_wins_over_its_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "up", "edge", "aggregator", "api", "migrate", "keys create", "demo", "replay", "edge-worker"]
+    "command",
+    [
+        "",
+        "up",
+        "edge",
+        "aggregator",
+        "api",
+        "migrate",
+        "keys create",
+        "keys list",
+        "keys revoke",
+        "demo",
+        "replay",
+        "edge-worker",
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--help"])
@@ -134,3 +149,23 @@ def test_a_command_that_is_no_server_does_not_claim_success_when_it_is_ended() -
     loading = "import signal, deploy.run; signal.raise_signal(signal.SIGTERM)"
     done = subprocess.run([sys.executable, "-c", loading, "migrate"], check=False, timeout=30)
     assert done.returncode == -signal.SIGTERM
+
+
+def test_keys_are_made_listed_and_revoked_on_the_machine_itself(database_url: str) -> None:
+    on = {"CLICKDAM_DATABASE_URL": database_url}
+    first = clickdam("keys", "create", "--role", "admin", "--name", "first", **on)
+    options = ("--scope", "links.read", "--scope", "links.write", "--expires", "2099-01-01", "--name", "second")
+    second = clickdam("keys", "create", "--role", "admin", *options, **on)
+    listed = [json.loads(line) for line in clickdam("keys", "list", **on).stdout.splitlines()]
+    assert [(key["name"], key["scopes"], key["expires_at"]) for key in listed] == [
+        ("first", None, None),
+        ("second", ["links.read", "links.write"], "2099-01-01T00:00:00.000Z"),
+    ]
+    assert [key["last_four"] for key in listed] == [first.stdout[-5:-1], second.stdout[-5:-1]]
+    refused = clickdam("keys", "revoke", str(listed[0]["id"]), **on)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert clickdam("keys", "revoke", str(listed[1]["id"]), **on).returncode == 0
+    assert len(clickdam("keys", "list", **on).stdout.splitlines()) == 1
+    assert len(clickdam("keys", "list", "--all", **on).stdout.splitlines()) == 2
+    wrong = clickdam("keys", "create", "--role", "admin", "--scope", "me.read", **on)
+    assert (wrong.returncode, wrong.stderr) == (2, "clickdam: there is no scope 'me.read' for the role admin\n")

@@ -10,7 +10,7 @@ import pytest
 
 from aggregator.api.app import application, open_api
 from aggregator.db.connect import Connection, connect
-from aggregator.db.idempotency import forget
+from aggregator.db.partitions import keep_once
 from schemas import limits
 from schemas.http import serving
 from schemas.settings import ApiSettings
@@ -159,13 +159,15 @@ async def test_only_posts_are_remembered(admin: Client, made: Made, db: Connecti
     assert await db.fetchval("SELECT count(*) FROM idempotency") == 0
 
 
-async def test_what_is_older_than_a_day_is_forgotten(admin: Client, db: Connection) -> None:
+async def test_the_hourly_keeper_forgets_what_is_older_than_a_day(
+    admin: Client, db: Connection, database_url: str
+) -> None:
     for key in ("old", "new"):
         await sent(admin, "/v1/partners", {"name": key}, {"Idempotency-Key": key})
     await db.execute(
         "UPDATE idempotency SET created_at = now() - make_interval(hours => $1, secs => 1) WHERE key = 'old'",
         limits.IDEMPOTENCY_KEEP_H,
     )
-    await forget(db)
+    await keep_once(database_url, 400)
     assert [row["key"] for row in await db.fetch("SELECT key FROM idempotency")] == ["new"]
     assert (await sent(admin, "/v1/partners", {"name": "other"}, {"Idempotency-Key": "old"}))[0] == 201
