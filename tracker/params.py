@@ -56,7 +56,10 @@ _YES = frozenset({"1", "true"})
 
 
 def pairs(query: str) -> list[tuple[str, str]]:
-    """The decoded parameters in their order. Raises ValueError for more than the limit."""
+    """The decoded parameters in their order. Raises ValueError for more than the limit.
+
+    `&amp;` is what is left of `&` in links that were copied out of a page's source, or escaped twice."""
+    query = query.replace("&amp;", "&")
     return parse_qsl(query, keep_blank_values=True, errors="replace", max_num_fields=QUERY_PARAMS_MAX)
 
 

@@ -36,8 +36,8 @@ def load_tables() -> None:
 
 @lru_cache(maxsize=1)
 def _robots() -> UserAgentExtractor:
-    """The published list of crawlers in ua-parser's matcher, which of 1,500 expressions tries only those whose words are
-    there: 10 us for a text that nobody has seen. Python's takes 1-4 ms, and visitors can send a new one each time."""
+    """The published list of crawlers in ua-parser's matcher, which tries of 1,500 expressions those whose words are in
+    the text: 10 us for one that nobody has seen. Python's take 1-4 ms, and visitors can send a new one each time."""
     return UserAgentExtractor(
         [(known["pattern"], "robot", None, None, None, None) for known in CRAWLER_USER_AGENTS_DATA]
     )

@@ -71,6 +71,12 @@ def test_the_first_of_a_repeated_name_wins() -> None:
     assert params.read("S1=first&s1=second")["sub1"] == "first"
 
 
+def test_a_link_out_of_the_source_of_a_page_is_read_like_any() -> None:
+    assert params.read("offer_id=7&amp;aff_id=8&amp;amp=1&amp;sub1=a%26amp%3Bb") == {
+        "offer_id": "7", "aff_id": "8", "affiliate_id": "8", "amp": "1", "sub1": "a&amp;b",
+    }  # fmt: skip
+
+
 def test_what_nobody_knows_is_read_under_its_own_name_and_means_nothing() -> None:
     assert params.read("redir_url=https://evil.example&subid=7&sub11=x&sub_id_11=y") == {
         "redir_url": "https://evil.example", "subid": "7", "sub11": "x", "sub_id_11": "y",

@@ -22,15 +22,13 @@ async def by_parameters(request: web.Request, edge: Edge) -> web.Response:
 
 
 async def click_php(request: web.Request, edge: Edge) -> web.Response:
-    """`GET|HEAD /click.php`: `?offer_id=&affiliate_id=`, or `?key=` with a link's code."""
-    if "cnv_id" in request.query:
-        raise Refused("bad_request", "a conversion is not taken here", "cnv_id")
-    return await follow(request, edge, lambda edge, received: _pair_or_code(edge, received, "key"))
+    """`GET|HEAD /click.php`: `?key=` with a link's code, whatever else is said, or `?offer_id=&affiliate_id=`."""
+    return await follow(request, edge, _by_key)
 
 
 async def prosper202(request: web.Request, edge: Edge) -> web.Response:
-    """`GET|HEAD /tracking202/redirect/dl.php?t202id=`: an offer where a partner is named too, else a link's code."""
-    return await follow(request, edge, lambda edge, received: _pair_or_code(edge, received, "t202id"))
+    """`GET|HEAD /tracking202/redirect/dl.php?t202id=`: a link's code; an offer where `t202pubid` names a partner."""
+    return await follow(request, edge, _by_t202id)
 
 
 async def by_path(request: web.Request, edge: Edge) -> web.Response:
@@ -46,10 +44,18 @@ async def by_path(request: web.Request, edge: Edge) -> web.Response:
     return await follow(request, edge, find)
 
 
-async def _pair_or_code(edge: Edge, received: Click, name: str) -> Target:
+async def _by_key(edge: Edge, received: Click) -> Target:
     said = received.params = params.read(received.query)
-    if name in said and not said.get("affiliate_id"):
-        return await stored(edge, said[name], received.host)
+    if "cnv_id" in said:
+        raise Refused("bad_request", "a conversion is not taken here", "cnv_id")
+    return await stored(edge, said["key"], received.host) if "key" in said else await _pair(edge, received)
+
+
+async def _by_t202id(edge: Edge, received: Click) -> Target:
+    """`ref`, `a`, `via` and their like, which anybody may have added, name no partner beside a code."""
+    said = received.params = params.read(received.query)
+    if "t202id" in said and "t202pubid" not in said:
+        return await stored(edge, said["t202id"], received.host)
     return await _pair(edge, received)
 
 

@@ -17,6 +17,7 @@ FORMATS = [
     "/c?offer_id=1&affiliate_id=1",
     "/aff_c?offer_id=77&aff_id=acme",
     "/aff_c?OFFER_ID=77&AFF_ID=acme",
+    "/aff_c?offer_id=77&amp;aff_id=acme",
     "/click?pid=acme&offer_id=77",
     "/click.php?offer_id=77&aff_id=acme",
     "/tracking202/redirect/dl.php?t202id=77&t202pubid=acme",
@@ -26,7 +27,13 @@ FORMATS = [
     *(f"/c?{name}=77&affiliate_id=acme" for name in "offer_id oid o offerid campaign_id t202id".split()),
     *(f"/c?offer_id=77&{name}=acme" for name in "affiliate_id aff_id affid pid a_aid a ref via partner_id".split()),
 ]
-BY_CODE = ["/c/demo", "/click.php?key=demo", "/tracking202/redirect/dl.php?t202id=demo"]
+ADDED = "ref=newsletter&via=x&a=1&pid=2&campaign_id=9&o=3"  # by a mailing tool, a network, an ad
+BY_CODE = [
+    "/c/demo",
+    "/click.php?key=demo",
+    "/tracking202/redirect/dl.php?t202id=demo",
+    *(f"{path}{ADDED}" for path in ("/c/demo?", "/click.php?key=demo&", "/tracking202/redirect/dl.php?t202id=demo&")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,8 @@ REFUSED = [
     ("/c?offer_id=77&affiliate_id=" + "x" * 65, 404, "not_found"),
     ("/click.php?key=%2e%2e", 404, "not_found"),
     ("/click.php?cnv_id=abc&payout=1", 400, "bad_request"),
+    ("/click.php?CNV_ID=abc&key=demo", 400, "bad_request"),
+    ("/click.php?key=demo&" + "&".join(f"p{n}=" for n in range(64)), 400, "bad_request"),
     ("/nobody/nothing/", 404, "not_found"),
     ("/wp-admin/setup.php", 404, "not_found"),
     ("/c/demo/", 404, "not_found"),
@@ -125,6 +134,15 @@ REFUSED = [
     ("/ready/77/", 404, "not_found"),
     ("/postback/77", 404, "not_found"),
 ]
+
+
+@pytest.mark.parametrize("path", [*UNKNOWN, *FORMATS, *(path for path, *_ in REFUSED if path.startswith("/cl"))])
+async def test_each_request_at_a_click_door_ends_in_one_outcome(running: tuple[RunningEdge, Filled], path: str) -> None:
+    edge, _ = running
+    before = sum(edge.edge.tally.totals.values())
+    await get(edge.port, path)
+    await edge.edge.recorder.drained()
+    assert sum(edge.edge.tally.totals.values()) == before + 1
 
 
 @pytest.mark.parametrize(("path", "status", "code"), REFUSED)
