@@ -161,6 +161,7 @@ PAGE_ROWS_MAX = 1_000  # rows of a list in one answer; the next page has a curso
 PAGE_ROWS_DEFAULT = 100  # a screen or two
 EXTERNAL_ID_MAX = 64  # characters of an id that was given elsewhere; UUIDs have 36
 TERMS_PER_OFFER_MAX = 400  # a change a day for a year; every batch of conversions reads them all
+DEEP_LINK_MACROS_MAX = 16  # in one; three hundred, each of a long value, come to a Location of 1 MB
 DEEP_LINK_HOSTS_MAX = 100  # of one offer; a shop with a host in every country has fewer
 PARAMETER_NAME_MAX = 64  # characters of the query parameter that an offer takes click ids in
 LANDINGS_MAX = 20  # of one offer; each click looks at all of them

@@ -7,6 +7,7 @@ to the offer's own destination.
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
+from schemas.limits import DEEP_LINK_MACROS_MAX
 from schemas.links import check_destination
 
 
@@ -21,7 +22,10 @@ def asked(params: Mapping[str, str], destination: str) -> str:
 
 def allowed(url: str, hosts: Collection[str], own: Collection[str]) -> bool:
     """Whether a deep link may lead there: what holds for every destination, and one of `hosts` (`shop.example`,
-    `shop.example:8443`, or `*.shop.example` for any name under it), none of our `own`."""
+    `shop.example:8443`, or `*.shop.example` for any name under it), none of our `own`; and no more macros than anybody
+    needs."""
+    if url.count("{") + url.count("[[") > DEEP_LINK_MACROS_MAX:
+        return False
     try:
         check_destination(url)
     except ValueError:

@@ -23,6 +23,7 @@ OWN = {"go.example", "self.example"}
         "https://shop.example/?next=https://evil.example",
         "https://shop.example/a@b",
         "https://shop.example/{click_id}",
+        "https://shop.example/?" + "{sub1}[[sub1]]" * 8,
     ],
 )
 def test_a_page_of_a_host_that_the_offer_names(url: str) -> None:
@@ -58,6 +59,8 @@ def test_a_page_of_a_host_that_the_offer_names(url: str) -> None:
         "",
         "https://shop.example/" + "x" * 2_048,
         "https://shop.example/\ud800",
+        "https://shop.example/?" + "{sub1}" * 17,
+        "https://shop.example/?" + "[[sub1]]" * 17,
     ],
 )
 def test_anything_else(url: str) -> None:

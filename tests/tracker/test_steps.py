@@ -10,7 +10,7 @@ import pytest
 from loadtests.faults.edges import BROWSER, link, offer, programme
 from schemas import click_id, events
 from schemas.click_id import ClickKey, ClickKeys
-from schemas.limits import QUERY_PARAMS_MAX, VALUE_MAX
+from schemas.limits import QUERY_PARAMS_MAX, USER_AGENT_MAX, VALUE_MAX
 from schemas.links import Block, Domain, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
 from tracker.params import KEPT
@@ -95,6 +95,15 @@ def test_more_parameters_than_anybody_needs_are_refused() -> None:
     assert run("&".join(f"p{n}=1" for n in range(QUERY_PARAMS_MAX))).location
     with pytest.raises(ValueError, match="fields"):
         run("&".join(f"p{n}=1" for n in range(QUERY_PARAMS_MAX + 1)))
+
+
+@pytest.mark.parametrize("macro", ["{sub1}", "[[sub1]]", "{user_agent}"])
+def test_no_request_makes_a_location_many_times_its_size(macro: str) -> None:
+    """Nor one that takes the edge long to write."""
+    to = target(offer=offer(deep_link_hosts=frozenset({"shop.example"})))
+    query = f"url=https://shop.example/?{macro * (1_900 // len(macro))}&sub1={quote('😀' * VALUE_MAX)}"
+    location = run(query, to, user_agent="😀" * USER_AGENT_MAX).location or ""
+    assert len(location) < 10 * len(query)
 
 
 PAUSED_LINK = target(link=link(status="paused"))
