@@ -14,23 +14,23 @@ from aggregator.publish import metrics
 from aggregator.publish.agreement import Source, begin_filling, end_filling
 from aggregator.publish.denormalise import SELECT, Kind, current, entry
 from aggregator.publish.write import write
-from schemas import limits, links, redis_keys
+from schemas import limits, links
 from schemas.redis import Redis, done
 
 log = structlog.get_logger()
 
 _AFTER_ALL = 2**31  # higher than any id
+_KINDS = frozenset(kind.encode() for kind in links.KEY_KINDS)
 _USED = """
 SELECT link_id FROM click_rollup WHERE quarter >= now() - make_interval(secs => $1) AND link_id > 0
 GROUP BY 1 ORDER BY sum(clicks) DESC LIMIT $2
 """
+# Of a value that is no config of ours nothing is known: it stays.
 _SWEEP = """
 local swept = 0
 for _, key in ipairs(KEYS) do
-    local ok, config = pcall(cjson.decode, redis.call('GET', key) or '')
-    if ok and type(config) == 'table' and type(config.v) == 'table' and tonumber(config.v[1]) < tonumber(ARGV[1]) then
-        swept = swept + redis.call('DEL', key)
-    end
+    local epoch = string.match(redis.call('GET', key) or '', '^{"v":%[(%d+),')
+    if epoch and tonumber(epoch) < tonumber(ARGV[1]) then swept = swept + redis.call('DEL', key) end
 end
 return swept
 """
@@ -46,8 +46,9 @@ async def refill(db: Database, redis: Redis, source: Source) -> bool:
     started = time.monotonic()
     token = await begin_filling(redis, source)
     try:
+        held_some = await _holds_some(redis)
         written = await _write_all(db, redis, source.epoch)
-        swept = await _sweep(redis, source.epoch) if await _holds_more_than(redis, written) else 0
+        swept = await _sweep(redis, source.epoch) if held_some else 0
         whole = await end_filling(redis, source, token)
     finally:
         metrics.REFILLING.set(0)
@@ -101,19 +102,27 @@ async def _latest_first(
         yield dict(entry(kind, row, epoch) for row in rows if row["id"] not in but)
 
 
-async def _holds_more_than(redis: Redis, written: int) -> bool:
-    """Whether there was anything in this Redis before: a look at every key is worth a second."""
-    keys = await done(redis.dbsize())
-    ours = await done(redis.exists(redis_keys.STATE, redis_keys.SEQUENCE, redis_keys.COMPLETE))
-    return bool(keys > written + ours)
+async def _holds_some(redis: Redis) -> bool:
+    """Whether there are configs in this Redis: quickly seen in a full one, and in one with little else in it."""
+    async for keys in _ours(redis):
+        if keys:
+            return True
+    return False
 
 
 async def _sweep(redis: Redis, epoch: int) -> int:
     """A restored Postgres may not know what a later one published: values below our epoch are nobody's."""
-    swept, cursor, remove = 0, 0, redis.register_script(_SWEEP)
+    swept, remove = 0, redis.register_script(_SWEEP)
+    async for keys in _ours(redis):
+        swept += int(await done(remove(keys=keys, args=[epoch]))) if keys else 0
+    return swept
+
+
+async def _ours(redis: Redis) -> AsyncIterator[list[bytes]]:
+    """The keys of configs, some at a time."""
+    cursor = 0
     while True:
-        cursor, keys = await done(redis.scan(cursor, count=limits.REFILL_BATCH))
-        ours = [key for key in keys if key.partition(b":")[0].decode() in links.KEY_KINDS]
-        swept += int(await done(remove(keys=ours, args=[epoch]))) if ours else 0
+        cursor, keys = await done(redis.scan(cursor, count=limits.WRITE_AT_ONCE))
+        yield [key for key in keys if key.partition(b":")[0] in _KINDS]
         if cursor == 0:
-            return swept
+            return
