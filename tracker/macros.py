@@ -73,11 +73,12 @@ _KEEP = "".join(chr(c) for c in range(0x21, 0x7F))  # all that ASCII may say in 
 
 
 def compile_url(url: str, parameter: str) -> Template:
-    """The template of a URL; without a click id macro it gets `parameter` for it, unless that is empty."""
+    """The template of a URL; without a click id macro it gets `parameter` for it, in place of one that is there, unless
+    that is empty."""
     url = quote(url, safe=_KEEP)
     literals, names = _split(url)
     if parameter and "click_id" not in names:
-        return _split(with_query(url, f"{quote(parameter, safe='')}={{click_id}}"))
+        return _split(with_query(without_parameter(url, parameter), f"{quote(parameter, safe='')}={{click_id}}"))
     return literals, names
 
 

@@ -137,6 +137,13 @@ def test_a_destination_without_the_click_id_gets_it_as_its_last_parameter(url: s
     assert expand(url, parameter="") == quote(url, safe=":/?=&#{}").replace("{uid}", "u")
 
 
+@pytest.mark.parametrize("written", ["cid=", "cid", "CID=old", "c%69d=old", "cid=&cid=old", "cid={sub1}"])
+def test_a_click_id_is_there_once_also_where_its_place_was_left_open(written: str) -> None:
+    """Of two, many servers read the first."""
+    assert expand(f"https://s.example/?a=1&{written}#f", parameter="cid") == "https://s.example/?a=1&cid=CLICK#f"
+    assert expand(f"https://s.example/?{written}&p={{clickid}}", parameter="cid").count("CLICK") == 1
+
+
 def test_what_a_macro_brings_is_never_expanded_again() -> None:
     assert expand("https://s.example/{sub1}?p={click_id}", {"sub1": "{sub2}[[sub2]]", "sub2": "secret"}) == (
         "https://s.example/%7Bsub2%7D%5B%5Bsub2%5D%5D?p=CLICK"
