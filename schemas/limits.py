@@ -21,8 +21,8 @@ AMOUNT_MINOR_MAX = 10**15  # no order is worth ten trillion; above it the sender
 # QR codes, drawn by an edge
 QR_HELD_MAX = 1_000  # per process, about 5 MB
 QR_LIFE_S = 86_400.0  # what a code says never changes; browsers keep it as long
-QR_PAUSE_S = 0.1  # after each, so that drawing never takes more than about a tenth of the interpreter from the clicks
-QR_WAITING_MAX = 20  # more would wait longer than two seconds: they are told to come back
+QR_SHARE = 0.2  # of the interpreter, at most, that drawing takes from the clicks: 10-25 ms a code, long hosts 100
+QR_WAITING_MAX = 20  # more would wait longer than two or three seconds: they are told to come back
 
 # Connections
 KEEPALIVE_S = 75.0  # longer than a balancer's idle time (60 s), else its reused connections are reset

@@ -3,6 +3,7 @@ they are kept."""
 
 import asyncio
 import io
+import time
 
 import segno
 
@@ -23,8 +24,9 @@ def qr_codes() -> QrCodes:
 
 
 async def _draw(texts: list[str]) -> dict[str, bytes | None]:
+    began = time.monotonic()
     drawn: dict[str, bytes | None] = {text: await asyncio.to_thread(_svg, text) for text in texts}
-    await asyncio.sleep(limits.QR_PAUSE_S)
+    await asyncio.sleep((time.monotonic() - began) * (1 / limits.QR_SHARE - 1))
     return drawn
 
 
