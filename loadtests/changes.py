@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -306,6 +307,7 @@ async def _main(asked: argparse.Namespace) -> int:
     finally:
         servers.stop_valkey(valkey)
         servers.stop_postgres(postgres)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -151,6 +152,7 @@ async def redis_and_postgres() -> AsyncIterator[tuple[Path, servers.Server, serv
     finally:
         servers.stop_valkey(valkey)
         servers.stop_postgres(postgres)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def measure(count: int, clicks: int, progress: Progress) -> dict[str, str]:
