@@ -61,10 +61,12 @@ class Cap(_Part, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Domain(_Part, kw_only=True, frozen=True, omit_defaults=True):
-    """A host that visitors come by. With `own_links` it has codes of its own, else those of the public URL."""
+    """A host that visitors come by. With `own_links` it has codes of its own, else those of the public URL; once it is
+    `archived` it has none, because those of the public URL are other people's."""
 
     own_links: bool = False
     fallback_url: str | None = None
+    archived: bool = False
 
 
 class _Config(msgspec.Struct, kw_only=True, frozen=True):

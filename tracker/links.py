@@ -50,6 +50,8 @@ class LinkCache:
         """Where a code leads for who comes by this host. Raises NotReady where that is not known; an unknown code is a
         Target without a link."""
         programme, domain = await self._programme(host)
+        if domain and domain.archived:
+            return Target(programme, domain=domain)
         link = await self._get(redis_keys.link(code, host if domain and domain.own_links else ""))
         if not isinstance(link, Link):
             return Target(programme, domain=domain)

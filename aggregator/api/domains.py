@@ -79,7 +79,8 @@ async def patch(api: Api, request: web.Request) -> web.Response:
 
 
 async def archive(api: Api, request: web.Request) -> web.Response:
-    """`DELETE /v1/domains/{id}`: its host is one that nobody told us of; a PATCH brings it back."""
+    """`DELETE /v1/domains/{id}`: its host is one that nobody told us of, or, where it had codes of its own, has none; a
+    PATCH brings it back."""
     return await _change(api, request, DomainChange(status="archived"))
 
 
@@ -115,7 +116,7 @@ def _check_host(host: str, public_url: str) -> None:
 
 
 async def _check_room(db: Database) -> None:
-    if await db.fetchval("SELECT count(*) FROM domain WHERE status = 'active'") > limits.DOMAINS_MAX:
+    if await db.fetchval("SELECT count(*) FROM domain WHERE status = 'active' OR own_links") > limits.DOMAINS_MAX:
         raise Refused("conflict", f"there are {limits.DOMAINS_MAX} domains already")
 
 

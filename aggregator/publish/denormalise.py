@@ -24,8 +24,9 @@ coalesce((SELECT jsonb_agg(jsonb_build_array(coalesce(offer_id, 0), field, value
           FROM block WHERE {scope}), '[]') AS blocks
 """
 _DOMAINS = """
-coalesce((SELECT jsonb_object_agg(host, jsonb_build_object('own_links', own_links, 'fallback_url', fallback_url))
-          FROM domain WHERE status = 'active'), '{}') AS domains
+coalesce((SELECT jsonb_object_agg(host, jsonb_build_object('own_links', own_links, 'fallback_url', fallback_url,
+                                                           'archived', status = 'archived'))
+          FROM domain WHERE status = 'active' OR own_links), '{}') AS domains
 """
 _OFFERS = """
 ARRAY(SELECT offer_id FROM approval WHERE partner_id = partner.id AND approval.status = 'approved' ORDER BY 1) AS offers

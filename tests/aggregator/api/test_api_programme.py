@@ -65,6 +65,16 @@ async def test_a_domain_is_known_to_edges_when_its_answer_is_there(admin: Client
     ]  # fmt: skip
 
 
+async def test_an_archived_domain_with_codes_of_its_own_stays_known_to_edges(admin: Client, redis: Redis) -> None:
+    """Its host would else have the codes of the public URL, which lead to others' links."""
+    _, domain = await admin("POST", "/v1/domains", json={"host": "go.brand.example", "own_links": True})
+    path = f"/v1/domains/{domain['id']}"
+    assert (await admin("DELETE", path))[0] == 200
+    assert (await published(redis)).domains == {"go.brand.example": links.Domain(own_links=True, archived=True)}
+    assert (await admin("PATCH", path, json={"status": "active"}))[0] == 200
+    assert (await published(redis)).domains == {"go.brand.example": links.Domain(own_links=True)}
+
+
 async def test_own_links_of_a_domain_stay_while_there_are_links_on_it(
     admin: Client, made: Made, db: Connection
 ) -> None:

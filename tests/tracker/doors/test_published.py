@@ -213,6 +213,18 @@ async def test_a_domain_has_its_own_fallback_and_does_not_fall_back_to_the_codes
     assert pair.headers["location"].startswith("https://shop.example/")
 
 
+async def test_an_archived_domain_does_not_hand_its_visitors_to_the_links_of_others(
+    running: tuple[RunningEdge, Filled],
+) -> None:
+    edge, publisher = running
+    of = Domain(own_links=True, fallback_url="https://domain.example/", archived=True)
+    async with changed(edge, publisher, redis_keys.PROGRAMME, edges.programme(domains={"own.example": of})):
+        found = await ask(edge.port, request("/c/demo", headers={"Host": "own.example"}))
+        pair = await ask(edge.port, request("/acme/77/", headers={"Host": "own.example"}))
+    assert found.headers["location"] == "https://domain.example/"
+    assert pair.headers["location"].startswith("https://shop.example/")
+
+
 @pytest.mark.parametrize("accept", ["text/html,application/xhtml+xml,*/*;q=0.8", "*/*", ""])
 async def test_a_person_reads_a_page_and_a_program_json(running: tuple[RunningEdge, Filled], accept: str) -> None:
     for path in ("/c/nothing", "/nobody/nothing/", "/c", "/favicon.ico", "/c/<script>"):
