@@ -82,7 +82,7 @@ def compile_url(url: str, parameter: str) -> Template:
     return literals, names
 
 
-compiled = lru_cache(maxsize=100_000)(compile_url)  # for what operators wrote; what visitors write would flood it
+compiled = lru_cache(maxsize=20_000)(compile_url)  # 20 MB of what operators wrote; what visitors write would flood it
 
 
 def fill(template: Template, click: Click, target: Target, click_id: str) -> str:

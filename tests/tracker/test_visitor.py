@@ -11,7 +11,7 @@ from crawleruseragents import CRAWLER_USER_AGENTS_DATA, is_crawler
 
 from loadtests.faults.edges import BROWSER
 from schemas.limits import USER_AGENT_MAX
-from tracker.visitor import country, network, read_agent, visitor_hash
+from tracker.visitor import country, language, network, read_agent, visitor_hash
 
 SECRET = b"s" * 16
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -123,6 +123,17 @@ def test_nothing_is_left_to_load_for_the_first_click() -> None:
     said = "import ua_parser; from tracker import visitor; visitor.load_tables(); print('parser' in vars(ua_parser))"
     ran = subprocess.run([sys.executable, "-c", said], capture_output=True, check=True, timeout=60)
     assert ran.stdout == b"True\n"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "first"),
+    [
+        ("de-AT,en;q=0.7", "de"), ("EN", "en"), ("de_AT", "de"), ("zh-Hant-TW", "zh"), ("fil;q=0.9,en", "fil"),
+        (" fr , en", "fr"), ("", ""), ("*", ""), (",de", ""), ("d3-AT", ""), ("\xe9t", ""), ("-", ""),
+    ],
+)  # fmt: skip
+def test_the_first_language_is_the_visitors(accepted: str, first: str) -> None:
+    assert language(accepted) == first
 
 
 def test_a_country_is_known_offline_and_empty_where_it_is_not() -> None:
