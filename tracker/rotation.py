@@ -12,7 +12,7 @@ from math import log
 
 from schemas.links import Landing
 
-_ONE = 2.0**53  # a float holds 53 bits exactly
+_ONE = 2.0**52  # a float holds 53 bits exactly: these, and the half that keeps h off 0 and 1
 
 
 def choose(landings: Sequence[Landing], visitor: str) -> Landing:
@@ -27,4 +27,4 @@ def choose(landings: Sequence[Landing], visitor: str) -> Landing:
 
 def _uniform(visitor: str, url: str) -> float:
     digest = blake2b(f"{visitor}\n{url}".encode(), digest_size=8).digest()
-    return ((int.from_bytes(digest) >> 11) + 0.5) / _ONE
+    return ((int.from_bytes(digest) >> 12) + 0.5) / _ONE
