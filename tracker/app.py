@@ -40,7 +40,7 @@ CONVERSION_DOORS = ("/postback", "/v1/conversions")
 LOOKS: tuple[tuple[str, Door], ...] = (("/c/{code}+", look.inspect), ("/c/{code}/qr.svg", look.qr_code))
 # Every format in which links to us are out there. In the last one, the first words of our own doors are no partners.
 CLICK_DOORS: tuple[tuple[str, Door], ...] = (
-    ("/c/{code}", click),
+    ("/c/{code}{end:/?}", click),
     ("/c", published.by_parameters),
     ("/aff_c", published.by_parameters),
     ("/click", published.by_parameters),

@@ -47,10 +47,10 @@ class LinkCache:
         )
 
     async def find(self, code: str, host: str = "") -> Target:
-        """Where a code leads for who comes by this host. Raises NotReady where that is not known; an unknown code is a
-        Target without a link."""
+        """Where a code leads for who comes by this host. Raises NotReady where that is not known; an unknown code, or
+        none, is a Target without a link."""
         programme, domain = await self._programme(host)
-        if domain and domain.archived:
+        if not code or (domain and domain.archived):
             return Target(programme, domain=domain)
         link = await self._get(redis_keys.link(code, host if domain and domain.own_links else ""))
         if not isinstance(link, Link):
@@ -59,11 +59,11 @@ class LinkCache:
         return Target(programme, link, offer, await self._partner(link.partner_id), domain)
 
     async def find_pair(self, offer_name: str, partner_name: str, host: str = "") -> Target:
-        """Where a published link leads that names an offer and a partner; what is unknown of them is None. Raises
-        NotReady."""
+        """Where a published link leads that names an offer and a partner; what is unknown of them, or empty, is None.
+        Raises NotReady."""
         programme, domain = await self._programme(host)
-        offer_id = await self._referred(redis_keys.offer_reference(offer_name))
-        partner_id = await self._referred(redis_keys.partner_reference(partner_name))
+        offer_id = await self._referred(redis_keys.offer_reference(offer_name)) if offer_name else 0
+        partner_id = await self._referred(redis_keys.partner_reference(partner_name)) if partner_name else 0
         offer = await self.offer(offer_id) if offer_id else None
         partner = await self._partner(partner_id) if partner_id else None
         return Target(programme, None, offer, partner, domain)

@@ -341,6 +341,9 @@ async def test_no_payload_of_owasp_in_a_path_leads_anywhere(shared_edge: Running
         for path, found in zip(
             some, await asyncio.gather(*(get(shared_edge.port, path) for path in some)), strict=True
         ):
+            if path.startswith(("/c/demo/?", "/c/demo/#")):  # the link itself
+                assert found.headers["location"].startswith("https://shop.example/x/"), path
+                continue
             assert found.status in (400, 404), path
             assert "location" not in found.headers, path
 

@@ -53,10 +53,8 @@ async def _decided(edge: Edge, received: Click, find: Find) -> Decision:
 
 
 async def stored(edge: Edge, code: str, host: str) -> Target:
-    """The configs of a stored link; a code that cannot be one of ours is refused unread. Raises Refused, NotReady."""
-    if not CODE.fullmatch(code):
-        raise no_such_link()
-    return await edge.links.find(code, host)
+    """The configs of a stored link; a code that cannot be one of ours is asked of nobody. Raises NotReady."""
+    return await edge.links.find(code if CODE.fullmatch(code) else "", host)
 
 
 def no_such_link() -> Refused:

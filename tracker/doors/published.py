@@ -61,9 +61,12 @@ async def _by_t202id(edge: Edge, received: Click) -> Target:
 
 async def _pair(edge: Edge, received: Click) -> Target:
     said = received.params = received.params or params.read(received.query)
-    offer, partner = said.get("offer_id", ""), said.get("affiliate_id", "")
+    offer, partner = said.get("offer_id", "").strip(), said.get("affiliate_id", "").strip()
     if not (offer or partner):
         raise Refused("bad_request", "offer_id and affiliate_id say whose link this is", "offer_id")
-    if not all(_NAME.fullmatch(name) for name in (offer, partner) if name):
-        raise no_such_link()
-    return await edge.links.find_pair(offer, partner, received.host)
+    return await edge.links.find_pair(_possible(offer), _possible(partner), received.host)
+
+
+def _possible(name: str) -> str:
+    """The name, or none where it cannot be one, and is not worth a question."""
+    return name if _NAME.fullmatch(name) else ""
