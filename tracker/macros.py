@@ -117,11 +117,11 @@ def pass_on(url: str, query: str) -> str:
     """The URL with those parameters of a click's query that mean nothing to us; the URL's own ones win.
 
     Only plain names pass: PHP, say, reads `click.id` and `click_id[]` as `click_id`."""
-    own = {_name(part) for part in url.partition("#")[0].partition("?")[2].split("&")}
+    taken = params.OURS.union(_name(part) for part in url.partition("#")[0].partition("?")[2].split("&"))
     passing = {
         name: value
         for name, value in reversed(params.pairs(query))
-        if _PLAIN.fullmatch(name) and name.lower() not in own | params.OURS
+        if _PLAIN.fullmatch(name) and name.lower() not in taken
     }
     more = "&".join(f"{name}={quote(value, safe='')}" for name, value in reversed(passing.items()))
     return with_query(url, more) if more else url
