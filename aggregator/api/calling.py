@@ -64,7 +64,8 @@ CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once it
 
 @dataclass(slots=True)
 class Api:
-    """What the calls are carried out with. `turns`: which requests are under way, by key and Idempotency-Key."""
+    """What the calls are carried out with. `turns`: which requests are under way, by key and Idempotency-Key.
+    `importing`: held while a batch of an import is carried out."""
 
     pool: Pool
     redis: Redis
@@ -73,6 +74,7 @@ class Api:
     reports: Remembered[Report]
     scores: Remembered[Segment]
     turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    importing: asyncio.Lock = field(default_factory=asyncio.Lock)
     warm: bool = False
     draining: bool = False
 

@@ -122,7 +122,8 @@ async def _receive(upload: _Upload, records: int) -> None:
 
 
 async def _take(api: Api, upload: _Upload, batch: list[Record]) -> None:
-    """Carry out a batch, or find that it was. What its rows are is judged before a connection is taken."""
+    """Carry out a batch, or find that it was. What its rows are is judged before a connection is taken, and all imports
+    together take one: they would only wait for each other on it, and leave none to anybody else."""
     first = upload.rows + 1
     if upload.rows + len(batch) > limits.IMPORT_ROWS_MAX:
         raise Refused("too_large", f"an import has at most {limits.IMPORT_ROWS_MAX} rows: send the rest in another")
@@ -130,7 +131,7 @@ async def _take(api: Api, upload: _Upload, batch: list[Record]) -> None:
         upload.said.update(f"{record.text}\n".encode("utf-8", "surrogateescape"))
     asked = _asked(upload, first)
     wanted, refused = _read(upload, batch, first)
-    async with idempotency.in_turn(api, asked), acquire(api.pool) as db:
+    async with idempotency.in_turn(api, asked), api.importing, acquire(api.pool) as db:
         try:
             outcome = await _carry_out(db, upload, wanted, refused, asked)
         except Replayed as former:
