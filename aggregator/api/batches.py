@@ -31,16 +31,21 @@ _ID_BY_NAME = {
     "offer": f"{_REFERENCE}'offer'",
     "partner": f"{_REFERENCE}'partner'",
     "advertiser": "SELECT external_id AS name, id FROM advertiser WHERE external_id = ANY($1::text[])",
-    "domain": "SELECT host AS name, id FROM domain WHERE own_links AND status = 'active' AND host = ANY($1::text[])"
-    " FOR SHARE",
+    "domain": "SELECT host AS name, id FROM domain WHERE own_links AND host = ANY($1::text[]) FOR SHARE",
+}
+_IDS = {
+    "offer": "SELECT id FROM offer WHERE id = ANY($1::int[])",
+    "partner": "SELECT id FROM partner WHERE id = ANY($1::int[])",
+    "advertiser": "SELECT id FROM advertiser WHERE id = ANY($1::int[])",
+    "domain": "SELECT id FROM domain WHERE own_links AND id = ANY($1::int[]) FOR SHARE",
 }
 _TERMS = """
 SELECT DISTINCT ON (offer_id) offer_id, model, amount_minor, percent, currency FROM offer_terms
-WHERE offer_id = ANY($1::int[]) AND valid_from <= now() ORDER BY offer_id, valid_from DESC
+WHERE offer_id = ANY($1::int[]) AND valid_from <= clock_timestamp() ORDER BY offer_id, valid_from DESC
 """
 _ADD_TERMS = """
 INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency, valid_from)
-SELECT offer_id, model, amount_minor, percent, currency, CASE WHEN is_first THEN '-infinity' ELSE now() END
+SELECT offer_id, model, amount_minor, percent, currency, CASE WHEN is_first THEN '-infinity' ELSE clock_timestamp() END
 FROM unnest($1::int[], $2::text[], $3::bigint[], $4::numeric[], $5::text[], $6::bool[])
      AS added (offer_id, model, amount_minor, percent, currency, is_first)
 ON CONFLICT (offer_id, valid_from) DO UPDATE
@@ -141,7 +146,7 @@ async def _ids_by_name(db: Database, kind: str, names: Collection[str]) -> dict[
 
 
 async def _ids(db: Database, kind: str, ids: Collection[int]) -> set[int]:
-    rows = await db.fetch(f"SELECT id FROM {kind} WHERE id = ANY($1::int[])", list(ids)) if ids else ()  # noqa: S608
+    rows = await db.fetch(_IDS[kind], list(ids)) if ids else ()
     return {row["id"] for row in rows}
 
 
