@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,8 @@ _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _DELIMITERS = ",;\t"
 _OPEN = "unexpected end of data"  # as csv says that a quote is open
+_CR = "new-line character seen in unquoted field - do you need to open the file in universal-newline mode?"
+_REASONS = {_OPEN: "a quote is not closed", _CR: "lines end with LF or CR LF, not with CR alone"}
 # what a spreadsheet would take for a formula
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -50,7 +53,8 @@ class Cutter:
     _delimiter: str = ""  # known with the first line
     _line: int = 1
     _rest: bytes = b""
-    _open: list[Record] = field(default_factory=list)
+    _open: deque[Record] = field(default_factory=deque)  # the line that opened a quote, and those within it
+    _open_size: int = 0
 
     def feed(self, data: bytes) -> Iterator[Record]:
         """The records that `data` completes. Raises Refused for a file in UTF-16."""
@@ -74,38 +78,55 @@ class Cutter:
             line = line.removeprefix(_BOM)
         record = Record(self._line, line.removesuffix(b"\r").decode("utf-8", "surrogateescape"))
         self._line += 1
-        yield from self._complete(record)
+        if self._open:
+            yield from self._go_on(record)
+        elif record.text.strip():
+            self._delimiter = self._delimiter or _delimiter(record.text)
+            if self._opens_a_quote(record):
+                self._hold(record)
+            else:
+                yield record
 
-    def _complete(self, record: Record) -> Iterator[Record]:
-        if not self._open and not record.text.strip():
-            return
-        self._delimiter = self._delimiter or _delimiter(record.text)
-        self._open.append(record)
-        text = "\n".join(one.text for one in self._open)
-        fault = _fault(text, self._delimiter) if self.format == "csv" else None
-        if fault == _OPEN and len(text) <= limits.IMPORT_LINE_BYTES_MAX:
-            return
-        if fault is None or len(self._open) == 1:
-            yield Record(self._open[0].line, text)
+    def _go_on(self, record: Record) -> Iterator[Record]:
+        """One more line while a quote is open: it reads as if it began with that quote, so each line is read once."""
+        fault = _fault(f'"{record.text}', self._delimiter)
+        self._hold(record)
+        if fault is None:
+            yield Record(self._open[0].line, "\n".join(one.text for one in self._open))
             self._open.clear()
-        else:
+            self._open_size = 0
+        while self._open_size > limits.IMPORT_LINE_BYTES_MAX or (fault != _OPEN and len(self._open) > 1):
             yield from self._give_up()
 
     def _give_up(self) -> Iterator[Record]:
-        """The line that opened the quote is a record alone; those after it are looked at anew."""
-        first, *others = self._open
-        self._open = []
-        yield first
-        for record in others:
-            yield from self._complete(record)
+        """The line that opened the quote is a record alone; so are those after it, up to the next one that opens a
+        quote, which those after that lie within as they lay within the former one."""
+        yield self._let_go()
+        while self._open and not self._opens_a_quote(self._open[0]):
+            record = self._let_go()
+            if record.text.strip():
+                yield record
+
+    def _opens_a_quote(self, record: Record) -> bool:
+        return self.format == "csv" and _fault(record.text, self._delimiter) == _OPEN
+
+    def _hold(self, record: Record) -> None:
+        self._open.append(record)
+        self._open_size += len(record.text) + 1
+
+    def _let_go(self) -> Record:
+        record = self._open.popleft()
+        self._open_size -= len(record.text) + 1
+        return record
 
 
 def read_header(text: str) -> Header:
     """The first line of a CSV file; its cells are parted by commas, semicolons or tabs. Raises Refused for a name that
     is there twice."""
+    _check_size(text)
     delimiter = _delimiter(text)
     names = tuple(cell.strip().lower() for cell in _cells(text, delimiter))
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise Refused("bad_value", f"the column {twice!a} is there twice", ascii(twice))
     return Header(names, delimiter)
@@ -114,8 +135,7 @@ def read_header(text: str) -> Header:
 def read_row(record: Record, header: Header | None) -> dict[str, Any]:
     """The fields of a record by name: text from CSV, which has a header, and values from a JSON line; parts of a field
     (`payout.model`) within it. Raises Refused."""
-    if len(record.text) > limits.IMPORT_LINE_BYTES_MAX:
-        raise Refused("too_large", f"a row has at most {limits.IMPORT_LINE_BYTES_MAX} bytes")
+    _check_size(record.text)
     if "\0" in record.text or not _is_utf_8(record.text):
         raise Refused("bad_value", "this is not text in UTF-8")
     return _nested(_json(record.text) if header is None else _named(header, record.text))
@@ -138,6 +158,11 @@ def write_header(columns: tuple[str, ...], form: Format) -> bytes:
     return ",".join(columns).encode() + b"\n" if form == "csv" else b""
 
 
+def _check_size(text: str) -> None:
+    if len(text) > limits.IMPORT_LINE_BYTES_MAX:
+        raise Refused("too_large", f"a row has at most {limits.IMPORT_LINE_BYTES_MAX} bytes")
+
+
 def _delimiter(header: str) -> str:
     return max(_DELIMITERS, key=header.count)
 
@@ -157,7 +182,7 @@ def _cells(text: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error as error:
-        reason = "a quote is not closed" if str(error) == _OPEN else str(error)
+        reason = _REASONS.get(str(error), str(error))
         raise Refused("bad_value", f"this row is no CSV: {reason}") from None
 
 

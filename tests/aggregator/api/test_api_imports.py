@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from aggregator.api.sheets import Cutter, read_header, read_row, write_header, w
 from aggregator.db.connect import Connection
 from aggregator.publish.outbox import drain
 from schemas import limits, links, redis_keys
+from schemas.errors import Refused
 from schemas.redis import Redis, done
 
 CSV = {"Content-Type": "text/csv"}
@@ -260,6 +262,38 @@ async def test_two_files_with_the_same_rows_at_once_make_each_row_once(admin: An
     assert await db.fetchval("SELECT count(*) FROM link") == 2_000
 
 
+async def test_many_imports_at_once_leave_connections_to_other_calls(
+    admin: Any, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "API_ACQUIRE_S", 0.5)
+    async with db.transaction():
+        await db.execute("SELECT pg_advisory_xact_lock(hashtext('import'), hashtext('partner'))")
+        waiting = [
+            asyncio.create_task(send(admin, "partners", f"external_id,name\nP{n},N\n"))
+            for n in range(2 * limits.API_POOL_MAX)
+        ]
+        await asyncio.sleep(1)  # each would have its connection by now
+        assert [(await admin("GET", "/v1/partners"))[0] for _ in range(3)] == [200, 200, 200]
+        assert not any(one.done() for one in waiting)
+    assert {status for status, _ in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_a_link_is_not_put_on_a_domain_that_has_no_links_of_its_own(admin: Any, made: Any) -> None:
+    _, shared = await admin("POST", "/v1/domains", json={"host": "shared.example"})
+    _, own = await admin("POST", "/v1/domains", json={"host": "own.example", "own_links": True})
+    await admin("DELETE", f"/v1/domains/{own['id']}")
+    head = "code,offer_id,partner_id,domain_id,domain\n"
+    for cells, wanted in (
+        (f"{shared['id']},", ("domain_id", "bad_value")),
+        (",shared.example", ("domain", "bad_value")),
+        ("404,", ("domain_id", "bad_value")),
+        (f"{own['id']},", None),  # it leads somewhere once its domain is back
+        (",own.example", None),
+    ):
+        _, found = await send(admin, "links", f"{head}here,{made.offer_id},{made.partner_id},{cells}\n")
+        assert [(one["field"], one["code"]) for one in found["errors"]] == ([wanted] if wanted else []), cells
+
+
 async def test_only_an_admin_with_the_scope_imports_and_exports(admin: Any, made: Any) -> None:
     partner = {"role": "partner", "partner_id": made.partner_id}
     for body in (partner, {"role": "admin", "scopes": ["offers.write", "offers.read"]}):
@@ -313,6 +347,22 @@ async def test_a_quote_that_is_never_closed_costs_one_row(admin: Any, db: Connec
     assert (found["created"], [one["row"] for one in found["errors"]]) == (2, [1, 2])  # names have no line ends
     rows = await db.fetch("SELECT external_id, name FROM partner ORDER BY external_id")
     assert [tuple(row) for row in rows] == [("P3", "Three"), ("P4", "Four; and more")]
+
+
+@pytest.mark.parametrize("begin", [b'"open\n' + b"a\n" * 200_000, b'x","y\n' * 100_000])
+def test_quotes_that_are_never_closed_cost_no_more_than_other_rows(begin: bytes) -> None:
+    started_s = time.process_time()
+    records = cut(begin + b"last,one\n", "csv", [])
+    assert [record.line for record in records] == list(range(1, begin.count(b"\n") + 2))
+    assert time.process_time() - started_s < 20  # it was two minutes, and hours
+
+
+def test_a_header_of_very_many_columns_is_read_or_refused_at_once() -> None:
+    started_s = time.process_time()
+    assert len(read_header(",".join(f"{n:x}" for n in range(13_000))).names) == 13_000
+    with pytest.raises(Refused, match="at most 65536 bytes"):
+        read_header("x" * 65_537)
+    assert time.process_time() - started_s < 1  # it was three seconds
 
 
 async def test_five_thousand_links_in_one_go_are_all_live(admin: Any, db: Connection, redis: Redis) -> None:
