@@ -7,12 +7,15 @@ from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
+import structlog
 
 from aggregator.db.connect import Database, Row
+from aggregator.publish import metrics
 from schemas import links, redis_keys
 
 Kind = Literal["programme", "advertiser", "partner", "offer", "reference", "link", "replaced_token"]
-Entry = tuple[str, links.Config]
+
+log = structlog.get_logger()
 
 _CAPS = """
 coalesce((SELECT jsonb_agg(jsonb_build_object('id', id, 'period', period, 'clicks', amount, 'over_cap', over_cap,
@@ -62,14 +65,24 @@ SELECT: dict[Kind, str] = {
 async def current(db: Database, kind: Kind, ids: Iterable[int], epoch: int) -> dict[str, links.Config]:
     """The configs of these rows as they are now, by Redis key."""
     rows = await db.fetch(f"{SELECT[kind]} WHERE {kind}.id = ANY($1::int[])", list(ids))
-    return dict(entry(kind, row, epoch) for row in rows)
+    return entries(kind, rows, epoch)
 
 
-def entry(kind: Kind, row: Row, epoch: int) -> Entry:
-    """The Redis key and the config of one row; its version is (epoch, row version)."""
+def entries(kind: Kind, rows: Iterable[Row], epoch: int) -> dict[str, links.Config]:
+    """The configs of rows by Redis key; the version of each is (epoch, row version).
+
+    A row that is no config, because a later version of us or somebody's hand wrote it, is told about and left out:
+    what was published of it before stays, and all others go on.
+    """
     key, config = _ENTRY[kind]
-    made: links.Config = msgspec.convert(_fields(row, epoch), config)
-    return key(row), made
+    made: dict[str, links.Config] = {}
+    for row in rows:
+        try:
+            made[key(row)] = msgspec.convert(_fields(row, epoch), config)
+        except msgspec.ValidationError as error:
+            metrics.UNREADABLE_ROWS.inc()
+            log.error("row_unreadable", kind=kind, id=row["id"], error=str(error))
+    return made
 
 
 def _fields(row: Row, epoch: int) -> dict[str, Any]:

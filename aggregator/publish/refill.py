@@ -12,7 +12,7 @@ import structlog
 from aggregator.db.connect import Database
 from aggregator.publish import metrics
 from aggregator.publish.agreement import Source, begin_filling, end_filling
-from aggregator.publish.denormalise import SELECT, Kind, current, entry
+from aggregator.publish.denormalise import SELECT, Kind, current, entries
 from aggregator.publish.write import write
 from schemas import limits, links
 from schemas.redis import Redis, done
@@ -99,7 +99,7 @@ async def _latest_first(
         f"{SELECT[kind]} WHERE {kind}.id < $1::bigint ORDER BY {kind}.id DESC LIMIT $2", before, limits.REFILL_BATCH
     ):
         before = rows[-1]["id"]
-        yield dict(entry(kind, row, epoch) for row in rows if row["id"] not in but)
+        yield entries(kind, (row for row in rows if row["id"] not in but), epoch)
 
 
 async def _holds_some(redis: Redis) -> bool:

@@ -46,6 +46,22 @@ async def test_an_epoch_that_is_behind_is_not_live(db: Connection, pool: Pool, r
     assert await publish_now(pool, redis, [("link", rows.link_id)]) is False
 
 
+async def test_a_row_that_is_no_config_keeps_no_other_from_redis_and_nothing_that_was_published_out_of_it(
+    db: Connection, pool: Pool, redis: Redis, rows: Any
+) -> None:
+    await publish_now(pool, redis, [("link", rows.link_id)])
+    await db.execute('UPDATE offer SET targeting = \'{"moon": ["full"]}\', version = version + 1')
+    await db.execute("UPDATE link SET status = 'paused', version = version + 1")
+    await enqueue(db, "offer", rows.offer_id)
+    await enqueue(db, "link", rows.link_id)
+    assert await publish_now(pool, redis, [("link", rows.link_id)]) is True
+    assert await drain(db, redis) == 2
+    link = links.decode(LINK, await done(redis.get(LINK)))
+    offer = links.decode(redis_keys.offer(rows.offer_id), await done(redis.get(redis_keys.offer(rows.offer_id))))
+    assert isinstance(link, links.Link)
+    assert (link.status, offer.v) == ("paused", (1, 1))
+
+
 async def test_two_publishers_and_the_api_at_once_end_with_the_last_change(
     database_url: str, db: Connection, pool: Pool, redis: Redis, rows: Any, set_status: Any
 ) -> None:
