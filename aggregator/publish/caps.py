@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+import asyncpg
 import structlog
 
 from aggregator.db.connect import Connection, Database, DatabaseAway, connected
@@ -97,8 +98,8 @@ async def settle(database_url: str, redis_url: str) -> None:
                     database_url, command_timeout_s=limits.SETTLE_STATEMENT_S, application_name="clickdam-settler"
                 ) as db:
                     await _settle_for_ever(db, redis)
-            except (*DatabaseAway, *RedisError) as error:
-                log.warning("settler_waits", error=type(error).__name__)
+            except (asyncpg.PostgresError, *DatabaseAway, *RedisError) as error:
+                log.warning("settler_waits", error=type(error).__name__, message=str(error))
             await asyncio.sleep(limits.DATABASE_RETRY_MAX_S)
 
 

@@ -12,6 +12,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import asyncpg
 import structlog
 
 from aggregator.db.connect import Connection, DatabaseAway, connected
@@ -85,8 +86,8 @@ async def _publish_forever(database_url: str, redis: Redis, agreed: Agreed) -> N
                 while True:
                     await _publish(db, redis, agreed)
                     pause_s = limits.OUTBOX_POLL_S
-        except (*DatabaseAway, *RedisError) as error:
-            log.warning("publisher_waits", error=type(error).__name__)
+        except (asyncpg.PostgresError, *DatabaseAway, *RedisError) as error:
+            log.warning("publisher_waits", error=type(error).__name__, message=str(error))
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, limits.DATABASE_RETRY_MAX_S)
 

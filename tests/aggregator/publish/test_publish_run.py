@@ -77,6 +77,18 @@ async def test_a_change_gets_from_postgres_to_redis_within_a_second(
     assert await until(paused) < 1
 
 
+async def test_an_error_of_postgres_is_waited_for(
+    published: Any, redis: Redis, set_status: Any, db: Connection
+) -> None:
+    """A standby that is not promoted yet, a table that a migration holds: whatever it is, it may be over soon."""
+    await db.execute("ALTER TABLE publishing RENAME TO publishing_later")
+    await asyncio.sleep(2)
+    await db.execute("ALTER TABLE publishing_later RENAME TO publishing")
+    await set_status(published.link_id, "paused")
+    await until(status_is(redis, "paused"))
+    assert await complete(redis)
+
+
 async def test_the_stream_beats_each_second_with_the_sequence(published: Any, redis: Redis) -> None:
     async with redis.pubsub(ignore_subscribe_messages=True) as stream:
         await stream.subscribe(redis_keys.CHANGES)
