@@ -15,14 +15,18 @@ from schemas.links import Landing
 _ONE = 2.0**52  # a float holds 53 bits exactly: these, and the half that keeps h off 0 and 1
 
 
-def choose(landings: Sequence[Landing], visitor: str) -> Landing:
-    """The landing of this visitor, of at least one. Their order means nothing.
+def choose(landings: Sequence[Landing], visitor: str) -> str:
+    """The URL that this visitor sees, of at least one. Their order means nothing; one that is there twice has both its
+    shares.
 
     A visitor's hash has a new key each day of the programme (`visitor.visitor_hash`): the choice is sticky for a day.
     """
-    if len(landings) == 1:
-        return landings[0]
-    return max(landings, key=lambda landing: -landing.weight / log(_uniform(visitor, landing.url)))
+    weights: dict[str, int] = {}
+    for landing in landings:
+        weights[landing.url] = weights.get(landing.url, 0) + landing.weight
+    if len(weights) == 1:
+        return landings[0].url
+    return max(weights, key=lambda url: -weights[url] / log(_uniform(visitor, url)))
 
 
 def _uniform(visitor: str, url: str) -> float:

@@ -191,7 +191,7 @@ def put_landing(click: Click, target: Target, known: Known) -> None:
         if landing.targeting is None or not _off_target(click, target, landing.targeting)
     ]
     if meant:
-        click.destination = choose(meant, click.visitor).url
+        click.destination = choose(meant, click.visitor)
 
 
 def put_deep_link(click: Click, target: Target, known: Known) -> None:

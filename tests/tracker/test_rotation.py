@@ -21,7 +21,14 @@ def landings(weighted: list[int]) -> list[Landing]:
 
 
 def seen(offered: list[Landing], visitors: list[str] = VISITORS) -> list[str]:
-    return [choose(offered, visitor).url for visitor in visitors]
+    return [choose(offered, visitor) for visitor in visitors]
+
+
+def test_a_landing_that_is_there_twice_has_both_shares() -> None:
+    """Once for all, say, and once for those of a country."""
+    twice, other = landings([1, 1])
+    found = seen([twice, other, Landing(url=twice.url, weight=2)])
+    assert found == seen([Landing(url=twice.url, weight=3), other])
 
 
 @pytest.mark.parametrize("weighted", [[1, 1], [90, 10], [1, 2, 3, 4], [1000, 1], [7] * 8])
@@ -62,7 +69,7 @@ def test_a_new_landing_only_draws_visitors_to_itself_and_an_old_one_only_gives_u
 
 def test_the_choices_on_two_sets_of_landings_have_nothing_to_do_with_each_other() -> None:
     one = seen(landings([1, 1]))
-    other = [choose([Landing(url="https://a.example/"), Landing(url="https://b.example/")], of).url for of in VISITORS]
+    other = [choose([Landing(url="https://a.example/"), Landing(url="https://b.example/")], of) for of in VISITORS]
     both = sum(
         first.endswith("/0") and second.startswith("https://a.") for first, second in zip(one, other, strict=True)
     )
