@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from aggregator.db.connect import Database
 from schemas.errors import Refused
 from schemas.links import check_destination
@@ -9,8 +11,8 @@ from schemas.links import check_destination
 
 async def own_urls(db: Database, public_url: str) -> tuple[str, ...]:
     """The origins that this tracker is reached by."""
-    hosts = await db.fetch("SELECT host FROM domain")
-    return (public_url, *(f"{scheme}://{row['host']}" for row in hosts for scheme in ("http", "https")))
+    hosts = [urlsplit(public_url).netloc, *(row["host"] for row in await db.fetch("SELECT host FROM domain"))]
+    return tuple(f"{scheme}://{host}" for host in hosts for scheme in ("http", "https"))
 
 
 def check_url(field: str, url: str | None, own: tuple[str, ...]) -> None:

@@ -153,7 +153,8 @@ BAD_HOSTS: list[Any] = [
 ]  # fmt: skip
 BAD_URLS: list[Any] = [
     "", "shop.example", "ftp://shop.example/", "javascript:alert(1)", "https://a:b@shop.example/", "https://x/\r\n",
-    "https://{sub1}.example/", "https://go.example/c/loop", "https://go.brand.example/", "http://GO.brand.example/x",
+    "https://{sub1}.example/", "https://go.example/c/loop", "http://go.example/c/loop",
+    "https://go.brand.example/", "http://GO.brand.example/x",
     "https://x.example/" + "x" * 2048, 7,
 ]  # fmt: skip
 BAD: list[tuple[str, str, Any, str]] = [
