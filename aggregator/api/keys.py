@@ -1,6 +1,7 @@
 """API keys: `cd_`, 32 random characters, 6 of a checksum. Only a key's hash is kept, so it can be shown just once.
 
-A key hands out no more than it may itself: one with chosen scopes makes no admin's key with others, nor rotates one.
+A key hands out no more than it may itself: one with chosen scopes makes no admin's key with others, and leaves those
+that have them alone.
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ async def patch(api: Api, request: web.Request) -> web.Response:
     async with changing(api, request) as change:
         before, after = await rows.update(change.db, "api_key", key_id, values, request)
         _check_live(before)
+        _check_reach(change.caller, before["role"], before["scopes"])
         if after["version"] != before["version"]:
             await change.record(
                 "change_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
@@ -157,6 +159,7 @@ async def revoke(api: Api, request: web.Request) -> web.Response:
     key_id = path_id(request, "key")
     async with changing(api, request) as change:
         before, after = await end(change.db, key_id, request)
+        _check_reach(change.caller, before["role"], before["scopes"])
         if after["version"] != before["version"]:
             await change.record(
                 "revoke_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
@@ -252,12 +255,12 @@ def _check_owner(role: str, owners: dict[str, int | None]) -> None:
 
 
 def _check_reach(caller: Caller, role: str, scopes: Sequence[str] | None) -> None:
-    """Raises Refused where a key would hand out what it may not do itself."""
+    """Raises Refused where a key would hand out, or end, what it may not do itself."""
     if caller.scopes is None or role != "admin":
         return
     more = sorted(frozenset(SCOPES["admin"] if scopes is None else scopes) - caller.scopes)
     if more:
-        raise Refused("forbidden", f"this key has not the scope {more[0]}, so it cannot give it", "scopes")
+        raise Refused("forbidden", f"this key has not the scope {more[0]}, so it neither gives nor takes it", "scopes")
 
 
 def _check_live(key: Row) -> None:

@@ -195,10 +195,16 @@ async def test_a_key_hands_out_no_more_than_it_has(admin: Client, made: Made, db
     for body in ({}, {"scopes": ["links.read", "links.write"]}):
         status, answer = await own("POST", "/v1/keys", json={"role": "admin"} | body)
         assert (status, answer["error"]["field"]) == (403, "scopes")
-    assert (await own("POST", f"/v1/keys/{whole['id']}/rotate", json={}))[0] == 403
+    for method, path, body in (
+        ("POST", f"/v1/keys/{whole['id']}/rotate", {}),
+        ("PATCH", f"/v1/keys/{whole['id']}", {"requests_per_minute": 1}),
+        ("DELETE", f"/v1/keys/{whole['id']}", None),
+    ):
+        assert (await own(method, path, json=body))[0] == 403, method
     assert await state(db) == before
     assert (await own("POST", "/v1/keys", json={"role": "admin", "scopes": ["links.read"]}))[0] == 201
     assert (await own("POST", "/v1/keys", json={"role": "partner", "partner_id": made.partner_id}))[0] == 201
+    assert (await own("PATCH", f"/v1/keys/{limited['id']}", json={"name": "Mine"}))[0] == 200
     assert (await own("POST", f"/v1/keys/{limited['id']}/rotate", json={}))[0] == 201
 
 
