@@ -67,7 +67,7 @@ def test_a_day_is_as_long_as_its_zone_makes_it(zone: str, day: str, hours: float
 
 
 def test_every_midnight_of_many_zones_lies_on_a_quarter_hour_and_days_touch() -> None:
-    for zone in sorted(available_timezones())[::4]:
+    for zone in sorted(available_timezones() - {"localtime", "Factory"})[::4]:
         days = buckets(asked(from_="2026-01-01", to="2027-01-01", timezone=zone))
         assert len(days) == 365
         assert all(not (day.starts - datetime(2026, 1, 1, tzinfo=UTC)) % QUARTER for day in days), zone
