@@ -1,7 +1,10 @@
+import re
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from aggregator.api import keys
 from aggregator.api.app import application, open_api
 from aggregator.db.connect import Connection, connect
+from loadtests.faults.proxy import FaultProxy
 from schemas import limits
 from schemas.http import serving
 from schemas.redis import Redis, publishing
@@ -51,11 +55,29 @@ def settings(database_url: str, redis_url: str) -> ApiSettings:
     return ApiSettings(database_url=database_url, redis_url=redis_url, public_url=PUBLIC_URL)
 
 
-@pytest.fixture
-async def session(settings: ApiSettings) -> AsyncIterator[aiohttp.ClientSession]:
+@asynccontextmanager
+async def answering(settings: ApiSettings) -> AsyncIterator[aiohttp.ClientSession]:
+    """An API that runs, and a session to call it with."""
     sock = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     async with open_api(settings) as api, serving(application(api), sock), aiohttp.ClientSession(url) as client:
+        yield client
+
+
+def proxy_of(url: str) -> FaultProxy:
+    parts = urlsplit(url)
+    assert parts.hostname
+    assert parts.port
+    return FaultProxy(parts.hostname, parts.port)
+
+
+def proxied(url: str, proxy: FaultProxy) -> str:
+    return re.sub(r"@[^/]+/", f"@127.0.0.1:{proxy.port}/", url)
+
+
+@pytest.fixture
+async def session(settings: ApiSettings) -> AsyncIterator[aiohttp.ClientSession]:
+    async with answering(settings) as client:
         yield client
 
 

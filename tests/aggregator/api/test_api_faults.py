@@ -1,36 +1,19 @@
 import asyncio
-import re
-import socket
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
 from aggregator.api import keys
-from aggregator.api.app import application, open_api
 from aggregator.db.connect import Connection
-from loadtests.faults.proxy import FaultProxy, Mode
-from schemas.http import serving
+from loadtests.faults.proxy import Mode
 from schemas.settings import ApiSettings
-
-
-def proxy_of(url: str) -> FaultProxy:
-    parts = urlsplit(url)
-    assert parts.hostname
-    assert parts.port
-    return FaultProxy(parts.hostname, parts.port)
-
-
-def proxied(url: str, proxy: FaultProxy) -> str:
-    return re.sub(r"@[^/]+/", f"@127.0.0.1:{proxy.port}/", url)
+from tests.aggregator.api.conftest import answering, proxied, proxy_of
 
 
 async def call(settings: ApiSettings, key: str, path: str, body: Any) -> tuple[int, Any, float, Any]:
-    sock = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    async with open_api(settings) as api, serving(application(api), sock), aiohttp.ClientSession(url) as session:
+    async with answering(settings) as session:
         started = time.monotonic()
         async with session.post(path, json=body, headers={"Authorization": f"Bearer {key}"}) as answer:
             return answer.status, await answer.json(), time.monotonic() - started, answer.headers
@@ -51,12 +34,7 @@ async def test_a_link_made_while_redis_is_away_is_kept_and_said_not_to_be_live(
         status, answer, took_s, _ = await call(away, key, "/v1/links", body)
     assert (status, answer["live"]) == (201, False)
     assert took_s < 3
-    assert (
-        await db.fetchval(
-            "SELECT count(*) FROM outbox JOIN link ON link.id = row_id AND kind = 'link' WHERE code = 'later'"
-        )
-        == 1
-    )
+    assert await db.fetchval(_QUEUED) == 1
 
 
 @pytest.mark.parametrize("mode", ["refuse", "blackhole"])

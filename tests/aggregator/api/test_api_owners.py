@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,8 @@ from aggregator.publish.refill import refill
 from aggregator.publish.write import write
 from schemas import links, redis_keys
 from schemas.redis import Redis, done
-from tests.aggregator.api.conftest import Client, Made, state
+from schemas.settings import ApiSettings
+from tests.aggregator.api.conftest import Client, Made, answering, proxied, proxy_of, state
 
 
 def token_key(token: str) -> str:
@@ -66,13 +66,13 @@ async def test_nothing_that_was_published_before_brings_a_replaced_token_back(
 
 
 async def test_a_token_replaced_while_redis_is_away_goes_through_the_queue(
-    admin: Client, made: Made, redis: Redis, db: Connection, monkeypatch: pytest.MonkeyPatch
+    admin: Client, made: Made, settings: ApiSettings, redis: Redis, db: Connection
 ) -> None:
-    async def away(*_: Any) -> bool:
-        return False
-
-    monkeypatch.setattr("aggregator.api.writing.publish_now", away)
-    _, second = await admin("POST", f"/v1/advertisers/{made.advertiser_id}/token")
+    async with proxy_of(settings.redis_url) as proxy:
+        proxy.mode = "refuse"
+        away = settings.model_copy(update={"redis_url": proxied(settings.redis_url, proxy)})
+        async with answering(away) as session:
+            _, second = await Client(session, admin.key)("POST", f"/v1/advertisers/{made.advertiser_id}/token")
     assert second["live"] is False
     assert await status_of(redis, made.token) == "active"
     await drain(db, redis)

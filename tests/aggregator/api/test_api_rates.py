@@ -17,8 +17,7 @@ from loadtests.faults.proxy import Mode
 from schemas import limits, redis_keys
 from schemas.redis import Redis, done
 from schemas.settings import ApiSettings
-from tests.aggregator.api.conftest import Client
-from tests.aggregator.api.test_api_faults import proxied, proxy_of
+from tests.aggregator.api.conftest import Client, proxied, proxy_of
 
 
 async def answered(client: Client, path: str = "/v1/programme", **request: Any) -> tuple[int, dict[str, str]]:
