@@ -22,7 +22,8 @@ Asked = Literal["country", "device", "os", "browser", "language"]
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Part of a config, in the same shape as the API takes it."""
+    """Part of a config, in the same shape as the API takes it. A rule that an older edge does not know must not be
+    passed over: it keeps the config it has."""
 
 
 class Hours(_Part, kw_only=True, frozen=True, omit_defaults=True):
@@ -50,7 +51,7 @@ class Landing(_Part, kw_only=True, frozen=True, omit_defaults=True):
     targeting: Targeting | None = None
 
 
-class Cap(_Part, kw_only=True, frozen=True, omit_defaults=True):
+class Cap(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """At most `clicks` in a period, on `offer_id` (0 on a partner's cap for all it does); what happens to the rest."""
 
     id: int
@@ -60,7 +61,7 @@ class Cap(_Part, kw_only=True, frozen=True, omit_defaults=True):
     offer_id: int = 0
 
 
-class Domain(_Part, kw_only=True, frozen=True, omit_defaults=True):
+class Domain(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A host that visitors come by. With `own_links` it has codes of its own, else those of the public URL; once it is
     `archived` it has none, because those of the public URL are other people's."""
 

@@ -206,3 +206,22 @@ def test_a_config_is_read_by_the_kind_its_key_names(key: str, config: links.Conf
     assert links.decode(key, msgspec.json.encode(config)) == config
     with pytest.raises(msgspec.DecodeError):
         links.decode(key, b"{}")
+
+
+def test_an_older_edge_reads_what_a_newer_publisher_adds_but_for_rules_that_it_cannot_keep() -> None:
+    programme = {
+        "v": [1, 2], "timezone": "UTC", "currency": "EUR", "new": 1,
+        "domains": {"a.example": {"own_links": True, "new": 1}},
+    }  # fmt: skip
+    read = links.decode(redis_keys.PROGRAMME, msgspec.json.encode(programme))
+    assert isinstance(read, links.Programme)
+    assert read.domains == {"a.example": links.Domain(own_links=True)}
+    partner = {"v": [1, 2], "id": 1, "name": "P", "status": "active"}
+    cap = {"id": 1, "period": "day", "clicks": 5, "new": 1}
+    assert links.decode(redis_keys.partner(1), msgspec.json.encode(partner | {"caps": [cap]}))
+    offer = {
+        "v": [1, 2], "id": 1, "advertiser_id": 1, "name": "O", "status": "active",
+        "destination_url": "https://s.example/", "currency": "EUR", "targeting": {"new": 1},
+    }  # fmt: skip
+    with pytest.raises(msgspec.DecodeError):
+        links.decode(redis_keys.offer(1), msgspec.json.encode(offer))
