@@ -96,6 +96,11 @@ class TwoTier(Generic[K, V]):
             return None
         return entry.value
 
+    def held(self, key: K) -> V | None:
+        """The value this process holds, be it fresh or not."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.value
+
     async def get(self, key: K) -> V | None:
         """The value, fetched if it is not fresh; None if there is none. Raises SecondTierAway, from what the fetch
         failed of."""

@@ -108,15 +108,22 @@ class LinkCache:
             raise NotReady(key) from None
 
     async def _fetch(self, keys: list[str]) -> dict[str, Config | None]:
-        """What Redis has; what it has not is surely absent only while the marker says that its set is whole."""
+        """What Redis has. Only while the marker says that its set is whole, what it has not is surely absent, and what
+        is older than what is held here is not that of a backup."""
         *values, marker = await done(self._redis.mget([*keys, redis_keys.COMPLETE]))
         found: dict[str, Config | None] = {}
         for key, value in zip(keys, values, strict=True):
             if value:
-                found |= _read(key, value)
+                config = _read(key, value)
+                if config and (marker or self._is_no_older(key, config)):
+                    found[key] = config
             elif marker:
                 found[key] = None
         return found
+
+    def _is_no_older(self, key: str, config: Config) -> bool:
+        held = self.tier.held(key)
+        return held is None or config.v >= held.v
 
     async def follow(self, redis: Redis) -> None:
         """Follow the invalidation stream until cancelled."""
@@ -159,13 +166,13 @@ class LinkCache:
             self.tier.void_all()
 
 
-def _read(key: str, value: bytes) -> dict[str, Config | None]:
-    """One config by its key; nothing for a value that is none, which must not spoil the others of its fetch."""
+def _read(key: str, value: bytes) -> Config | None:
+    """One config by its key; None for a value that is none, which must not spoil the others of its fetch."""
     try:
-        return {key: links.decode(key, value)}
+        return links.decode(key, value)
     except msgspec.DecodeError as error:
         log.error("config_unreadable", key=key.partition(":")[0], error=type(error).__name__)
-        return {}
+        return None
 
 
 @contextlib.asynccontextmanager

@@ -45,8 +45,8 @@ def offer(offer_id: int = 1, **fields: Any) -> Offer:
 
 
 def link(code: str = "demo", **fields: Any) -> Link:
-    wanted: dict[str, Any] = {"id": 1, "offer_id": 1, "partner_id": 1, "status": "active"} | fields
-    return Link(v=(1, 1), code=code, **wanted)
+    wanted: dict[str, Any] = {"v": (1, 1), "id": 1, "offer_id": 1, "partner_id": 1, "status": "active"} | fields
+    return Link(code=code, **wanted)
 
 
 def programme(**fields: Any) -> Programme:
