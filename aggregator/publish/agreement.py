@@ -1,10 +1,10 @@
 """Whether this Redis holds what this Postgres says: who filled it, from which Postgres, and has either gone back.
 
 `links:state` in Redis: `run_id` (of the server that was filled), `system_identifier` and `timeline` (of the Postgres
-it was filled from), `epoch`, `changes` (how far the outbox's counter had come), and `evicted` (how many keys this
-server had evicted when the filling began). A field `filling:<token>` is there while a refill is under way, so that a
-Redis emptied meanwhile is noticed. `floor` is the epoch of the latest refill, from its beginning: nothing older is
-written any more, not even where there is no value that could be newer.
+it was filled from), `epoch`, `changes` (how far the outbox's counter had come), `evicted` (how many keys this server
+had evicted when the filling began), and `form` (of what it was filled with). A field `filling:<token>` is there while a
+refill is under way, so that a Redis emptied meanwhile is noticed. `floor` is the epoch of the latest refill, from its
+beginning: nothing older is written any more, not even where there is no value that could be newer.
 
 A Redis that may evict is written to and beats, but nobody says of it that its set is whole.
 """
@@ -24,6 +24,9 @@ from schemas.redis import Redis, done
 log = structlog.get_logger()
 
 KEEPS_ALL = "noeviction"  # the only policy with which Redis keeps what it was given
+# Raised when there are new kinds of configs, or new fields: what an earlier version of us filled is then filled again,
+# though it may run beside us and take from the outbox what it does not know.
+FORM = 2
 
 _FACTS = """
 SELECT control.system_identifier::text AS system_identifier,
@@ -51,7 +54,9 @@ _VOUCH = f"""{_TOLD}
 if tonumber(redis.call('TIME')[1]) >= tonumber(ARGV[8]) then return nil end
 local sequence = redis.call('GET', KEYS[2])
 if not sequence or tonumber(sequence) < tonumber(ARGV[5]) then return nil end
-local state = redis.call('HMGET', KEYS[1], 'run_id', 'system_identifier', 'timeline', 'epoch', 'changes', 'evicted')
+local state = redis.call('HMGET', KEYS[1], 'run_id', 'system_identifier', 'timeline', 'epoch', 'changes', 'evicted',
+    'form')
+if tonumber(state[7] or '0') < {FORM} then return nil end
 if state[1] ~= told('server', 'run_id') then return nil end
 if state[2] ~= ARGV[1] or state[3] ~= ARGV[2] or state[4] ~= ARGV[3] then return nil end
 local policy = told('memory', 'maxmemory_policy')
@@ -84,7 +89,7 @@ local evicted = redis.call('HGET', KEYS[1], 'filling:' .. ARGV[5])
 if not evicted or tonumber(redis.call('HGET', KEYS[1], 'floor')) > tonumber(ARGV[3]) then return nil end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'run_id', told('server', 'run_id'), 'system_identifier', ARGV[1], 'timeline', ARGV[2],
-    'epoch', ARGV[3], 'floor', ARGV[3], 'changes', ARGV[4], 'evicted', evicted)
+    'epoch', ARGV[3], 'floor', ARGV[3], 'changes', ARGV[4], 'evicted', evicted, 'form', {FORM})
 local sequence = math.max(tonumber(redis.call('GET', KEYS[2]) or '0') + 1, tonumber(ARGV[6]))
 redis.call('SET', KEYS[2], string.format('%.0f', sequence))
 return 1
@@ -155,15 +160,16 @@ async def clock_offset_s(redis: Redis) -> float:
 
 
 async def is_filled(redis: Redis, source: Source, sequence: int) -> bool:
-    """Whether this very server was filled from `source`, and its sequence is not below the one last seen. Raises
-    RedisError."""
+    """Whether this very server was filled from `source`, with all that we know, and its sequence is not below the one
+    last seen. Raises RedisError."""
     state, server = await _state(redis), await done(redis.info())
     expected = [server["run_id"], source.system_identifier, source.timeline, source.epoch]
     names = ["run_id", "system_identifier", "timeline", "epoch"]
     if server["maxmemory_policy"] == KEEPS_ALL:  # else it would be filled again and again
         expected, names = [*expected, server["evicted_keys"]], [*names, "evicted"]
     now = await done(redis.get(redis_keys.SEQUENCE))
-    return [state.get(name) for name in names] == list(map(str, expected)) and int(now or -1) >= sequence
+    is_ours = [state.get(name) for name in names] == list(map(str, expected)) and int(state.get("form", 0)) >= FORM
+    return is_ours and int(now or -1) >= sequence
 
 
 async def begin_filling(redis: Redis, source: Source) -> str:

@@ -186,6 +186,21 @@ async def test_what_a_restored_postgres_does_not_know_is_taken_out(
     assert await link_in(redis) is None
 
 
+async def test_what_an_earlier_version_filled_is_filled_again_with_what_it_did_not_know(
+    database_url: str, redis_url: str, redis: Redis, db: Connection, rows: Any
+) -> None:
+    await db.execute(
+        "INSERT INTO reference (kind, name, target_id, imported) VALUES ('offer', 'shoes', $1, true)", rows.offer_id
+    )
+    async with publisher(database_url, redis_url):
+        await until(lambda: complete(redis))
+    await done(redis.hdel(redis_keys.STATE, "form"))
+    await done(redis.delete(redis_keys.offer_reference("shoes"), redis_keys.COMPLETE))
+    async with publisher(database_url, redis_url):
+        await until(lambda: complete(redis))
+    assert await done(redis.exists(redis_keys.offer_reference("shoes")))
+
+
 async def test_two_publishers_repair_an_emptied_redis_together(
     database_url: str, redis_url: str, redis: Redis, rows: Any
 ) -> None:
