@@ -78,4 +78,4 @@ def read(query: str) -> dict[str, str]:
 
 
 def says_yes(params: dict[str, str], name: str) -> bool:
-    return params.get(name) in _YES
+    return name in params and params[name].lower() in _YES

@@ -89,7 +89,7 @@ Step = Callable[[Click, Target, Known], None]
 def put_params(click: Click, target: Target, known: Known) -> None:
     """Sub ids and the like, unless the door has read them already."""
     click.params = click.params or params.read(click.query)
-    if "no_track" in click.params and params.says_yes(click.params, "no_track"):
+    if params.says_yes(click.params, "no_track"):
         click.uncounted = True
 
 

@@ -95,6 +95,8 @@ def test_a_value_comes_as_it_was(value: str) -> None:
     assert params.read(f"aff_sub={quote(value, safe='')}")["sub1"] == value
 
 
-@pytest.mark.parametrize(("said", "yes"), [("1", True), ("true", True), ("", False), ("0", False), ("no", False)])
+@pytest.mark.parametrize(
+    ("said", "yes"), [("1", True), ("true", True), ("True", True), ("", False), ("0", False), ("no", False)]
+)
 def test_a_switch_is_on_when_it_says_so(said: str, yes: bool) -> None:
     assert params.says_yes(params.read(f"no_track={said}"), "no_track") is yes
