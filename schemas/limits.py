@@ -148,6 +148,7 @@ API_POOL_MAX = 8  # connections; a partner's report takes one for its length
 API_ACQUIRE_S = 5.0  # then 503: waiting longer helps nobody
 STATEMENT_S = 10.0  # for one API statement
 REMEMBERED_MAX = 256  # answers of a kind that a process remembers; the largest has 150 kB
+REMEMBERED_BYTES_MAX = 32_768  # of one in Redis, which must never run full: at most 20 MB for each key's 600 a minute
 MADE_AT_ONCE_MAX = 3  # answers of a kind that are being made: each has one of the connections, and others want some
 ANSWERS_WAITING_MAX = 200  # different questions that wait to be answered, seconds each
 REPORT_CLOSED_S = 60.0  # a report whose whole time is complete; only a correction of money changes it

@@ -92,10 +92,11 @@ class Remembered(Generic[Q]):
         return made if made and made.until_s > self._clock() else None
 
     async def _keep(self, key: str, made: _Made) -> None:
-        life_ms = round((made.until_s - self._clock()) * 1000)
+        life_ms, kept = round((made.until_s - self._clock()) * 1000), msgspec.json.encode(made)
+        if life_ms <= 0 or len(kept) > limits.REMEMBERED_BYTES_MAX:
+            return
         try:
-            if life_ms > 0:
-                await done(self._redis.set(key, msgspec.json.encode(made), px=life_ms))
+            await done(self._redis.set(key, kept, px=life_ms))
         except RedisError as error:
             log.warning("not_kept", kind=self._kind, error=type(error).__name__)
 

@@ -35,6 +35,7 @@ class Maker:
         self.slow: set[str] = set()
         self.open = asyncio.Event()
         self.fails = False
+        self.times = 1
 
     def remembered(self, redis: Redis, life: float = 60.0) -> Remembered[Question]:
         return Remembered("test", self.make, lambda _: life, redis, clock=lambda: self.now)
@@ -45,7 +46,7 @@ class Maker:
             await self.open.wait()
         if self.fails:
             raise Refused("unavailable", "the database does not answer")
-        return {"about": question.about, "partner_id": question.partner_id, "n": len(self.made)}
+        return {"about": question.about * self.times, "partner_id": question.partner_id, "n": len(self.made)}
 
 
 @pytest.fixture
@@ -54,7 +55,9 @@ async def maker() -> Maker:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
+async def redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Redis]:
+    """One that no busy machine makes anybody give up on."""
+    monkeypatch.setattr(limits, "READ_TIMEOUT_S", 5.0)
     async with reading(redis_url) as client:
         yield client
 
@@ -111,6 +114,14 @@ async def test_without_redis_it_is_slower_and_not_broken(maker: Maker, redis_url
         maker.now += 60
         assert (await ask(remembered))["n"] == 2
         proxy.mode = "pass"
+
+
+async def test_a_large_answer_is_remembered_here_and_takes_no_room_in_redis(maker: Maker, redis: Redis) -> None:
+    remembered = maker.remembered(redis)
+    maker.times = limits.REMEMBERED_BYTES_MAX
+    assert [(await ask(remembered))["n"] for _ in range(2)] == [1, 1]
+    assert await done(redis.keys("remembered:*")) == []
+    assert (await ask(maker.remembered(redis)))["n"] == 2
 
 
 async def test_what_lies_broken_in_redis_is_made_again(maker: Maker, redis: Redis) -> None:
