@@ -44,7 +44,8 @@ class FaultProxy:
     `pass`; `refuse`: nobody listens, what was open is reset; `reset`: each connection is reset as soon as it is there;
     `blackhole`: connections are accepted and nothing is carried until the mode changes, as with a frozen server;
     `latency`: each piece is carried `latency_ms` later. `cuts` counts the connections cut by `cut_on`, `requests` the
-    pieces that clients sent. Pieces from the server that hold `swallow` are lost, if it is not empty.
+    pieces that clients sent. Pieces from the server that hold `swallow` are lost, if it is not empty, and counted in
+    `swallowed`.
     """
 
     upstream_host: str
@@ -54,6 +55,7 @@ class FaultProxy:
     cuts: int = 0
     requests: int = 0
     swallow: bytes = b""
+    swallowed: int = 0
     _mode: Mode = "pass"
     _listener: socket.socket | None = None
     _carrying: asyncio.Event = field(default_factory=asyncio.Event)
@@ -182,6 +184,7 @@ class FaultProxy:
                     wire.cut()
                     return
                 if self.swallow and self.swallow in piece:
+                    self.swallowed += 1
                     continue
                 if self._replies_to_drop > 0:
                     self._replies_to_drop -= 1

@@ -83,7 +83,7 @@ async def test_changes_whose_messages_are_lost_take_effect_within_four_seconds(
         url = f"https://shop.example/{len(lost)}/{code}"
         moved.append(Change("", f"/v1/links/{link_id}", {"destination_url": url}, (code,), 302, url))
     async with traffic(site, RATE):
-        site.proxy.swallow = lost
+        site.proxy.swallow, swallowed = lost, site.proxy.swallowed
         try:
             took_s = await asyncio.gather(*(make_alone(site, change) for change in moved))
         finally:
@@ -91,7 +91,7 @@ async def test_changes_whose_messages_are_lost_take_effect_within_four_seconds(
     with capsys.disabled():
         print(f"\nP7: {len(took_s)} changes at once, messages with {lost.decode()!r} lost: {distribution(took_s)}")
     assert max(took_s) < LOST_MAX_S + LATE_S
-    assert max(took_s) > SEEN_MAX_S / 2, "else nothing was lost"
+    assert site.proxy.swallowed > swallowed
     assert unhappy(site) == []
 
 
