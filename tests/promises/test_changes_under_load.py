@@ -22,8 +22,6 @@ from loadtests.changes import (
     running_site,
     traffic,
 )
-from loadtests.faults import edges
-from loadtests.faults.edges import Filled, RunningEdge, get
 from schemas import redis_keys
 from schemas.redis import Redis, done, publishing
 
@@ -123,21 +121,6 @@ async def test_an_emptied_redis_costs_no_warm_link_its_redirect_and_is_complete_
 async def _resume_the_offer(site: Site) -> None:
     async with site.session.patch(f"/v1/offers/{site.programme.many_offer_id}", json={"status": "active"}) as answer:
         assert answer.status == 200
-
-
-async def test_a_link_that_was_idle_for_an_hour_leads_where_it_leads_now(
-    running: RunningEdge, publisher: Filled
-) -> None:
-    assert (await get(running.port, "/c/demo")).status == 302
-    tier = running.edge.links.tier
-    tier._clock = lambda: time.monotonic() + 3_600
-    await publisher.change(redis_keys.link("demo"), edges.link(status="paused"), tell=False)
-    assert (await get(running.port, "/c/demo")).status == 404
-    tier._clock = lambda: time.monotonic() + 3_630  # fresh again, and changed meanwhile
-    await publisher.change(redis_keys.link("demo"), edges.link(status="active"))
-    async with asyncio.timeout(SEEN_MAX_S):
-        while (await get(running.port, "/c/demo")).status != 302:
-            await asyncio.sleep(0.01)
 
 
 def test_the_changes_of_a_replay_differ_from_what_was_before() -> None:
