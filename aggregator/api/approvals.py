@@ -41,6 +41,8 @@ async def put(api: Api, request: web.Request) -> web.Response:
         await rows.one(change.db, "offer", offer_id)
         await rows.one(change.db, "partner", partner_id, locked=True)
         await decide(change, offer_id, partner_id, body.status)
+        if not change.answer.publish:
+            await change.tell_redis("partner", partner_id)
         change.answers(await _shown(change.db, offer_id, partner_id))
     return await respond(api, change)
 

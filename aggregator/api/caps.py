@@ -79,7 +79,7 @@ async def post(api: Api, request: web.Request) -> web.Response:
         )
         if row is None:
             raise Refused("conflict", "there is a cap of this kind and period there already: change that one", "period")
-        await _tell_owner(change, row)
+        await rows.touch(change, *_owner(row))
         await _check_room(change, body.partner_id)
         await change.record("create_cap", f"cap:{row['id']}", after=shown(row))
         change.answers(shown(row), 201, row["version"])
@@ -111,8 +111,10 @@ async def patch(api: Api, request: web.Request) -> web.Response:
     async with changing(api, request) as change:
         former = await rows.one(change.db, "cap", cap_id, locked=True)
         before, after = await rows.update(change.db, "cap", cap_id, _changes(body, former), request)
-        if after["version"] != before["version"]:
-            await _tell_owner(change, after)
+        if after["version"] == before["version"]:
+            await change.tell_redis(*_owner(after))
+        else:
+            await rows.touch(change, *_owner(after))
             await change.record("change_cap", f"cap:{cap_id}", before=shown(before), after=shown(after))
         change.answers(shown(after), version=after["version"])
     return await respond(api, change)
@@ -125,7 +127,7 @@ async def delete(api: Api, request: web.Request) -> web.Response:
         row = await rows.one(change.db, "cap", cap_id, locked=True)
         rows.check_version(request, row["version"])
         await change.db.execute("DELETE FROM cap WHERE id = $1", cap_id)
-        await _tell_owner(change, row)
+        await rows.touch(change, *_owner(row))
         await change.record("delete_cap", f"cap:{cap_id}", before=shown(row))
         change.answers(shown(row))
     return await respond(api, change)
@@ -184,10 +186,9 @@ async def _used(api: Api, cap: Row, timezone: str) -> int | None:
         return None
 
 
-async def _tell_owner(change: Change, cap: Row) -> None:
+def _owner(cap: Row) -> tuple[Literal["offer", "partner"], int]:
     """The config that has the cap is its partner's, else its offer's."""
-    kind: Literal["offer", "partner"] = "offer" if cap["partner_id"] is None else "partner"
-    await rows.touch(change, kind, cap[f"{kind}_id"])
+    return ("offer", cap["offer_id"]) if cap["partner_id"] is None else ("partner", cap["partner_id"])
 
 
 async def _check_room(change: Change, partner_id: int | None) -> None:

@@ -30,9 +30,12 @@ async def test_a_decision_is_in_the_partners_config_when_its_put_returns(
     ]  # fmt: skip
 
 
-async def test_the_same_decision_again_leaves_no_trace(admin: Any, made: Any, db: Connection) -> None:
+async def test_the_same_decision_again_leaves_no_trace_and_says_whether_it_is_live(
+    admin: Any, made: Any, db: Connection
+) -> None:
     path = f"/v1/offers/{made.offer_id}/partners/{made.partner_id}"
-    await asyncio.gather(*(admin("PUT", path, json={"status": "approved"}) for _ in range(10)))
+    answers = await asyncio.gather(*(admin("PUT", path, json={"status": "approved"}) for _ in range(10)))
+    assert [answer["live"] for _, answer in answers] == [True] * 10
     assert await db.fetchval("SELECT version FROM partner WHERE id = $1", made.partner_id) == 2
     assert await db.fetchval("SELECT count(*) FROM audit WHERE action = 'change_approval'") == 1
 

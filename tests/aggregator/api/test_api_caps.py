@@ -55,10 +55,11 @@ async def test_each_change_of_a_cap_bumps_its_owner_is_queued_and_audited(
     assert {name: cap[name] for name in body} == body
     path = f"/v1/caps/{cap['id']}"
     await admin("PATCH", path, json={"amount_minor": 6_000})
-    await admin("PATCH", path, json={"amount_minor": 6_000})  # changes nothing
+    _, same = await admin("PATCH", path, json={"amount_minor": 6_000})
+    assert same["live"] is True  # it changes nothing, and says whether edges know it
     await admin("DELETE", path)
     assert await db.fetchval("SELECT version FROM offer WHERE id = $1", made.offer_id) == 4
-    assert await db.fetchval("SELECT count(*) FROM outbox WHERE kind = 'offer' AND row_id = $1", made.offer_id) == 4
+    assert await db.fetchval("SELECT count(*) FROM outbox WHERE kind = 'offer' AND row_id = $1", made.offer_id) == 5
     acts = await db.fetch("SELECT action, before, after FROM audit WHERE subject = $1 ORDER BY id", f"cap:{cap['id']}")
     amounts = [
         (act["action"], *(side and side["amount_minor"] for side in (act["before"], act["after"]))) for act in acts
