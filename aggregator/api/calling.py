@@ -24,6 +24,8 @@ from schemas.redis import Redis
 
 ID_MAX = 2**31 - 1  # ids are int4 in Postgres
 Id = Annotated[int, msgspec.Meta(ge=1, le=ID_MAX)]
+EXTERNAL_ID = "[A-Za-z0-9._~-]+"  # what stands in a path or a query unescaped
+PARAMETER = "[A-Za-z_][A-Za-z0-9_.-]*"  # of a query, as no encoding changes it
 # nothing that a terminal or a log would act on, and something to see
 Name = Annotated[
     str,
@@ -32,6 +34,10 @@ Name = Annotated[
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`\Z")
+_SHAPES = {
+    EXTERNAL_ID: "may have letters, digits and . _ ~ - only",
+    PARAMETER: "may have letters, digits and _ . - only, and begins with a letter or _",
+}
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _SHOWN_MAX = 200
@@ -144,7 +150,8 @@ def refusal_of(message: str) -> Refused:
         field = _within(path, _shown(unknown[1]))
         return Refused("unknown_field", f"there is no field {field}", field)
     if "matching regex" in message:
-        message = "must not be blank or have control characters"
+        shape = next((said for pattern, said in _SHAPES.items() if pattern in message), None)
+        message = shape or "must not be blank or have control characters"
     return Refused("bad_value", _shown(f"{path}: {message}" if path else message), path or None)
 
 

@@ -94,7 +94,9 @@ class Sheet:
         for name in names:
             if name.partition(".")[0] not in {*self.fields, "id", *PASSED_OVER}:
                 known = ", ".join(["id", *self.fields])
-                raise Refused("unknown_field", f"there is no column {name[:64]!a}, only {known}", ascii(name[:64]))
+                raise Refused(
+                    "unknown_field", f"there is no column {name[:64]!a}, only {known}", ascii(name[:64])[1:-1]
+                )
 
 
 def _plain(body: advertisers.AdvertiserChange | partners.PartnerChange, _: tuple[str, ...]) -> dict[str, Any]:

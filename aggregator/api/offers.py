@@ -9,7 +9,7 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows, terms
-from aggregator.api.calling import Api, Id, Name, answer, given, path_id, read_body
+from aggregator.api.calling import PARAMETER, Api, Id, Name, answer, given, path_id, read_body
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.destinations import check_url, own_urls
 from aggregator.api.references import ExternalId, refer
@@ -29,9 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 FILTERS: rows.Filters = {"status": str, "advertiser_id": int, "access": str, "external_id": str, "name": str}
 Access = Literal["open", "approval", "private"]
-Parameter = Annotated[
-    str, msgspec.Meta(max_length=limits.PARAMETER_NAME_MAX, pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]*\Z")
-]  # of a query, as no encoding changes it
+Parameter = Annotated[str, msgspec.Meta(max_length=limits.PARAMETER_NAME_MAX, pattern=rf"\A{PARAMETER}\Z")]
 _SHOWN = (*COLUMNS, "payout")
 _OFFER = f"(SELECT offer.*, {terms.IN_FORCE} FROM offer) AS offer"  # noqa: S608
 

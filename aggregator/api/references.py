@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from aggregator.api.calling import EXTERNAL_ID
 from aggregator.api.writing import Change
 from aggregator.db.connect import Database
 from schemas import limits
 from schemas.errors import Refused
 
 ExternalId = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=limits.EXTERNAL_ID_MAX, pattern=r"\A[A-Za-z0-9._~-]+\Z")
+    str, msgspec.Meta(min_length=1, max_length=limits.EXTERNAL_ID_MAX, pattern=rf"\A{EXTERNAL_ID}\Z")
 ]
 # an id of our own gives way to an imported name; an imported name belongs to whoever had it first
 _NAME = """

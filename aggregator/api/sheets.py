@@ -128,7 +128,7 @@ def read_header(text: str) -> Header:
     names = tuple(cell.strip().lower() for cell in _cells(text, delimiter))
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise Refused("bad_value", f"the column {twice!a} is there twice", ascii(twice))
+        raise Refused("bad_value", f"the column {twice!a} is there twice", ascii(twice)[1:-1])
     return Header(names, delimiter)
 
 

@@ -123,7 +123,7 @@ def by_name(params: Sequence[tuple[str, str]], known: frozenset[str]) -> dict[st
     given: dict[str, str] = {}
     for name, value in params:
         if name not in known:
-            raise Refused("bad_value", f"there is no parameter {_shown(name)}", _shown(name))
+            raise Refused("bad_value", f"there is no parameter {_shown(name)}", _shown(name)[1:-1])
         if name in given:
             raise Refused("bad_value", f"{name} is given more than once", name)
         given[name] = value

@@ -192,7 +192,8 @@ class _ErrorFile:
             self._to = self._stack.enter_context(self.path.open("w", encoding="utf-8", errors="surrogateescape"))
             if self._file.head and self._file.header:
                 print(f"{self._cells('error_line', 'error')}{self._own(self._file.head)}", file=self._to)
-        why = error.message if error.field is None else f"{error.field}: {error.message}"
+        said = error.field is None or error.message.startswith(error.field)
+        why = error.message if said else f"{error.field}: {error.message}"
         print(self._line(error.record, why), file=self._to)
         self.count += 1
         if self.count <= _ERRORS_SHOWN:

@@ -135,6 +135,16 @@ async def test_a_bad_row_stops_no_other_and_says_why(admin: Any, db: Connection)
     assert [row["code"] for row in made] == ["x1", "x10"]
 
 
+async def test_a_refusal_says_what_a_name_may_be(admin: Any) -> None:
+    for external_id in ("a b", "a/b", "ä"):
+        _, answer = await admin("POST", "/v1/partners", json={"name": "x", "external_id": external_id})
+        assert answer["error"]["message"] == "external_id: may have letters, digits and . _ ~ - only"
+    _, found = await send(admin, "partners", "external_id,name\na b,x\n")
+    assert found["errors"][0]["message"] == "external_id: may have letters, digits and . _ ~ - only"
+    _, answer = await send(admin, "partners", "external_id,nmae\na,x\n")
+    assert answer["error"]["field"] == "nmae"
+
+
 async def test_what_only_the_database_refuses_is_found_also_by_a_dry_run(admin: Any, db: Connection) -> None:
     await brought(admin)
     await db.execute("ALTER TABLE link ADD CONSTRAINT odd CHECK (code NOT IN ('n3', 'n7'))")

@@ -59,10 +59,10 @@ BAD_QUERIES = {
     "link_id=%27OR%201=1": "link_id",
     "limit=1001": "limit",
     "cursor=abc": "cursor",
-    "partner_id=2": "'partner_id'",
+    "partner_id=2": "partner_id",
     "%ff=1": None,
     "limit=5&limit=5": "limit",
-    "=": "''",
+    "=": None,
 }
 
 

@@ -112,7 +112,7 @@ def test_an_unknown_or_repeated_parameter_is_refused_by_name() -> None:
         read([("partner_id", "1")], "UTC", NOW)
     with pytest.raises(Refused) as repeated:
         read([("limit", "1"), ("limit", "1")], "UTC", NOW)
-    assert unknown.value.field == "'partner_id'"
+    assert unknown.value.field == "partner_id"
     assert repeated.value.field == "limit"
 
 
