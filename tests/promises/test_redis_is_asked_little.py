@@ -19,7 +19,7 @@ from schemas.redis import Redis, done, publishing
 from tracker.links import NotReady
 
 CLICKS = 4_000
-STORM = 50_000
+STORM = 20_000  # twice as many as may wait
 TRIPS_PER_CLICK_MAX = 0.05
 STORM_MEMORY_MAX_BYTES = 100_000_000
 

@@ -19,6 +19,12 @@ from schemas.redis import Redis, done, publishing
 from tests.aggregator.publish.test_publish_run import complete, link_in, publisher, status_is, told, until
 
 
+@pytest.fixture(autouse=True)
+def _a_marker_that_lapses_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of these tests wait for that."""
+    monkeypatch.setattr(limits, "COMPLETE_TTL_S", 3)
+
+
 async def test_a_redis_restarted_empty_is_filled_again(database_url: str, tmp_path: Path, rows: Any) -> None:
     first = servers.start_valkey(tmp_path / "one")
     async with publisher(database_url, first.url), publishing(first.url) as redis:
@@ -52,7 +58,7 @@ async def test_beats_go_on_while_postgres_is_away_and_repair_waits_for_it(
     async with proxy_of(database_url) as proxy, publisher(proxied(database_url, proxy), redis_url):
         await until(lambda: complete(redis))
         proxy.mode = mode
-        await asyncio.sleep(6)
+        await asyncio.sleep(limits.COMPLETE_TTL_S + 1)
         assert await complete(redis)
         await done(redis.flushall())
         await asyncio.sleep(1.5)
