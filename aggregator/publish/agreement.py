@@ -163,13 +163,17 @@ async def is_filled(redis: Redis, source: Source, sequence: int) -> bool:
     """Whether this very server was filled from `source`, with all that we know, and its sequence is not below the one
     last seen. Raises RedisError."""
     state, server = await _state(redis), await done(redis.info())
-    expected = [server["run_id"], source.system_identifier, source.timeline, source.epoch]
-    names = ["run_id", "system_identifier", "timeline", "epoch"]
+    expected = {
+        "run_id": server["run_id"],
+        "system_identifier": source.system_identifier,
+        "timeline": source.timeline,
+        "epoch": source.epoch,
+    }
     if server["maxmemory_policy"] == KEEPS_ALL:  # else it would be filled again and again
-        expected, names = [*expected, server["evicted_keys"]], [*names, "evicted"]
-    now = await done(redis.get(redis_keys.SEQUENCE))
-    is_ours = [state.get(name) for name in names] == list(map(str, expected)) and int(state.get("form", 0)) >= FORM
-    return is_ours and int(now or -1) >= sequence
+        expected["evicted"] = server["evicted_keys"]
+    if int(state.get("form", 0)) < FORM or any(state.get(name) != str(value) for name, value in expected.items()):
+        return False
+    return int(await done(redis.get(redis_keys.SEQUENCE)) or -1) >= sequence
 
 
 async def begin_filling(redis: Redis, source: Source) -> str:
