@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from aggregator.db.connect import Connection
 from aggregator.publish import outbox
 from aggregator.publish.run import run
-from schemas import links, redis_keys
+from schemas import limits, links, redis_keys
 from schemas.redis import Redis, RedisError, done
 
 LINK = redis_keys.link("black")
@@ -199,6 +199,30 @@ async def test_what_an_earlier_version_filled_is_filled_again_with_what_it_did_n
     async with publisher(database_url, redis_url):
         await until(lambda: complete(redis))
     assert await done(redis.exists(redis_keys.offer_reference("shoes")))
+
+
+async def test_a_refill_that_was_broken_off_is_not_vouched_for_and_is_done_again(
+    database_url: str, redis_url: str, redis: Redis, db: Connection, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await db.execute(
+        "INSERT INTO link (code, offer_id, partner_id) SELECT 'c' || n, $1, $2 FROM generate_series(1, 1000) n",
+        rows.offer_id, rows.partner_id,
+    )  # fmt: skip
+    keys = [redis_keys.link(f"c{n}") for n in range(1, 1001)]
+    monkeypatch.setattr(limits, "REFILL_BATCH", 100)
+    monkeypatch.setattr(limits, "REFILL_VALUES_PER_S", 300)
+
+    async def has_some() -> bool:
+        return bool(await done(redis.exists(*keys)))
+
+    async with publisher(database_url, redis_url):
+        await until(has_some)
+    assert await done(redis.exists(*keys)) < len(keys)
+    assert not await complete(redis)
+    monkeypatch.setattr(limits, "REFILL_VALUES_PER_S", 20_000)
+    async with publisher(database_url, redis_url):
+        await until(lambda: complete(redis))
+    assert await done(redis.exists(*keys)) == len(keys)
 
 
 async def test_two_publishers_repair_an_emptied_redis_together(
