@@ -6,6 +6,7 @@ not written.
 """
 
 import re
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -185,10 +186,16 @@ def check_destination(url: str, own_urls: tuple[str, ...] = ()) -> None:
     host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc.rstrip(":")
     if not _HOST.fullmatch(host):
         raise ValueError(f"has no usable host: {host!r} (write an international name in its xn-- form)")
-    if origin(url) in {origin(own) for own in own_urls}:
+    if origin(url) in origins(own_urls):
         raise ValueError("leads back to this tracker")
     if port == 0:
         raise ValueError("has port 0")
+
+
+@lru_cache(maxsize=4)
+def origins(urls: tuple[str, ...]) -> frozenset[tuple[str, str, int | None]]:
+    """Those of several URLs; remembered, because each row of an import is held against the same hundreds."""
+    return frozenset(map(origin, urls))
 
 
 def origin(url: str) -> tuple[str, str, int | None]:

@@ -11,7 +11,7 @@ import msgspec
 from aggregator.api.destinations import check_url
 from schemas import limits
 from schemas.errors import Refused
-from schemas.links import Hours, Landing, Targeting, origin
+from schemas.links import Hours, Landing, Targeting, origins
 
 _MINUTES = 24 * 60
 _NAME = re.compile(rf"[^\x00-\x1f\x7f-\x9f]{{1,{limits.TARGETING_VALUE_MAX}}}")
@@ -53,7 +53,7 @@ def read_hosts(hosts: Iterable[str], own: tuple[str, ...]) -> list[str]:
     kept = sorted({host.lower() for host in hosts})
     if len(kept) > limits.DEEP_LINK_HOSTS_MAX:
         raise Refused("bad_value", f"at most {limits.DEEP_LINK_HOSTS_MAX} hosts", "deep_link_hosts")
-    ours = {origin(url)[1] for url in own}
+    ours = {host for _, host, _ in origins(own)}
     for host in kept:
         if not _HOST.fullmatch(host):
             message = "a host is such as shop.example, *.shop.example or shop.example:8443"

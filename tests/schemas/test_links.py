@@ -1,10 +1,12 @@
 """What may be a destination, a link code and a config."""
 
+import time
+
 import msgspec
 import pytest
 
 from schemas import links, redis_keys
-from schemas.limits import CODE_MAX, DESTINATION_MAX
+from schemas.limits import CODE_MAX, DESTINATION_MAX, DOMAINS_MAX
 
 OWN = ("https://go.example.com", "http://127.0.0.1:8080")
 
@@ -172,6 +174,14 @@ def test_an_http_address_with_a_plain_host_is_a_destination(url: str) -> None:
 def test_everything_else_is_refused_and_told_why(url: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         links.check_destination(url, OWN)
+
+
+def test_the_destinations_of_an_import_cost_little_however_many_domains_there_are() -> None:
+    own = tuple(f"{scheme}://d{n}.example" for n in range(DOMAINS_MAX) for scheme in ("http", "https"))
+    started_s = time.process_time()
+    for n in range(30_000):
+        links.check_destination(f"https://shop.example/{n}", own)
+    assert time.process_time() - started_s < 8  # it was half a minute, in which the API answered nobody
 
 
 def test_an_own_origin_without_its_port_is_known_by_its_default_port() -> None:
