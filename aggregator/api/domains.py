@@ -94,12 +94,8 @@ async def _change(api: Api, request: web.Request, body: DomainChange) -> web.Res
             await _check_own_links(change.db, domain_id, body.own_links)
         before, after = await rows.update(change.db, "domain", domain_id, given(body), request)
         await _check_room(change.db)
-        if after["version"] != before["version"]:
-            action = "archive_domain" if body.status == "archived" else "change_domain"
-            await change.record(
-                action, f"domain:{domain_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
-            )
-        change.answers(rows.shown(after, COLUMNS), version=after["version"])
+        action = "archive_domain" if body.status == "archived" else "change_domain"
+        await rows.answer_change(change, action, f"domain:{domain_id}", before, after, COLUMNS)
     return await respond(api, change)
 
 

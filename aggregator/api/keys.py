@@ -145,11 +145,7 @@ async def patch(api: Api, request: web.Request) -> web.Response:
         before, after = await rows.update(change.db, "api_key", key_id, values, request)
         _check_live(before)
         _check_reach(change.caller, before["role"], before["scopes"])
-        if after["version"] != before["version"]:
-            await change.record(
-                "change_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
-            )
-        change.answers(rows.shown(after, COLUMNS), version=after["version"])
+        await rows.answer_change(change, "change_key", f"key:{key_id}", before, after, COLUMNS)
     return await respond(api, change)
 
 
@@ -160,11 +156,7 @@ async def revoke(api: Api, request: web.Request) -> web.Response:
     async with changing(api, request) as change:
         before, after = await end(change.db, key_id, request)
         _check_reach(change.caller, before["role"], before["scopes"])
-        if after["version"] != before["version"]:
-            await change.record(
-                "revoke_key", f"key:{key_id}", before=rows.shown(before, COLUMNS), after=rows.shown(after, COLUMNS)
-            )
-        change.answers(rows.shown(after, COLUMNS), version=after["version"])
+        await rows.answer_change(change, "revoke_key", f"key:{key_id}", before, after, COLUMNS)
     return await respond(api, change)
 
 

@@ -81,13 +81,18 @@ async def alter(
     """`update` a row that edges know: queued for Redis, in the audit if it changed, and the answer."""
     before, after = await update(change.db, kind, row_id, values, request)
     await change.tell_redis(kind, row_id)
-    if after["version"] != before["version"]:
-        action = "archive" if values.get("status") == "archived" else "change"
-        await change.record(
-            f"{action}_{kind}", f"{kind}:{row_id}", before=shown(before, columns), after=shown(after, columns)
-        )
-    change.answers(shown(after, columns), version=after["version"])
+    action = "archive" if values.get("status") == "archived" else "change"
+    await answer_change(change, f"{action}_{kind}", f"{kind}:{row_id}", before, after, columns)
     return after
+
+
+async def answer_change(
+    change: Change, action: str, subject: str, before: Row, after: Row, columns: tuple[str, ...]
+) -> None:
+    """The row as it is now is the answer; both states are in the audit, if they are two."""
+    if after["version"] != before["version"]:
+        await change.record(action, subject, before=shown(before, columns), after=shown(after, columns))
+    change.answers(shown(after, columns), version=after["version"])
 
 
 def check_version(request: web.Request | None, version: int) -> None:
