@@ -39,6 +39,10 @@ class Error(NamedTuple):
     message: str
 
 
+class _Refused(CannotStart):
+    """The API has said no to the file, as it stands, or to the key."""
+
+
 @dataclass(slots=True)
 class File:
     """A file to be imported. `head` is its first line, if it is CSV."""
@@ -69,6 +73,8 @@ def run(kind: str, path: Path, place: Place, console: Console, *, dry_run: bool)
         console.print(_how_to_go_on(file, done), markup=False, highlight=False, soft_wrap=True)
         raise
     except CannotStart as reason:
+        if isinstance(reason, _Refused) and done.line == 0:
+            raise
         raise CannotStart(f"{reason}\n{_how_to_go_on(file, done)}") from None
     _tell(file, done, time.monotonic() - started, errors, console, dry_run=dry_run)
     return done.counts["failed"] == 0
@@ -160,7 +166,7 @@ def _send(
     answered = patient(url, place.key, body, headers | {"Content-Type": _TYPES[file.format]}, limits.IMPORT_RETRY_S)
     if answered.status == 200:
         return dict(json.loads(answered.body))
-    raise CannotStart(f"{file.path}: {answered.why}")
+    raise _Refused(f"{file.path}: {answered.why}")
 
 
 def _count(done: Done, errors: _ErrorFile, piece: list[Record], answer: dict[str, Any]) -> None:

@@ -175,6 +175,7 @@ async def test_what_is_wrong_with_the_file_or_the_way_is_one_clear_line(clickdam
         assert exit_code == 1
         assert wanted in said
         assert "Traceback" not in said
+        assert "begins again" not in said  # it would be refused again
 
 
 def test_a_key_of_this_machine_goes_to_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

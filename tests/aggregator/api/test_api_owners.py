@@ -154,7 +154,7 @@ async def test_the_audit_is_read_by_whom_what_and_when(admin: Client, made: Made
     _, first = await admin("GET", "/v1/audit?limit=2")
     _, rest = await admin("GET", f"/v1/audit?limit=200&cursor={first['next_cursor']}")
     assert len(first["data"] + rest["data"]) == await db.fetchval("SELECT count(*) FROM audit")
-    for query, field in {"from=x": "from", "to=2026-13-01": "to", "subject=%00": "subject", "who=x": "'who'"}.items():
+    for query, field in {"from=x": "from", "to=2026-13-01": "to", "subject=%00": "subject", "who=x": "who"}.items():
         status, answer = await admin("GET", f"/v1/audit?{query}")
         assert (status, answer["error"]["field"]) == (400, field)
 
