@@ -54,7 +54,7 @@ async def test_bad_parameters_are_refused_by_name(admin: Any, made: Any) -> None
         ("country=Germany", "country"),
         ("device=fridge", "device"),
         ("partner_id=0", "partner_id"),
-        ("colour=red", "'colour'"),
+        ("colour=red", "colour"),
     ):
         _, answer = await admin("GET", f"{SCORE.format(made.offer_id)}?{query}")
         assert (answer["error"]["code"], answer["error"]["field"]) == ("bad_value", field)
