@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint faults lock
+.PHONY: help up test lint faults bench lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: lint ## lint, then the whole test suite against real servers
 
 faults: $(READY) ## the long fault runs, with their strict bounds
 	$(BIN)/pytest -s -m long $(ARGS)
+
+bench: $(READY) ## durable redirects beside what people build by hand, measured in turns (needs wrk)
+	@exec $(BIN)/clickdam bench $(ARGS)
 
 lock: $(READY) ## pin the dependencies again (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras -o requirements.lock pyproject.toml

@@ -346,6 +346,30 @@ def replay(
     raise typer.Exit(replaying.main(data, wanted))
 
 
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Every contender has its turn in each.")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="How long a timed run is; a second of warm-up comes first.")] = 3,
+    connections: Annotated[
+        list[int] | None, typer.Option(min=1, max=2_000, help="May be repeated. [default: 64, 256]", show_default=False)
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="journal, kafka, kafka0, nginx; may be repeated. [default: all]")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")] = None,
+) -> None:
+    """Measure durable redirects beside a bare aiohttp and nginx + Lua + Redis, in turns, on one core of this machine.
+
+    Exits with 1 when an answer was wrong, or an answered click is not exactly one row in PostgreSQL.
+    """
+    from loadtests.bench import run as benching  # noqa: PLC0415
+
+    if unknown := set(only or ()) - set(benching.NAMES):
+        raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(benching.NAMES)}")
+    wanted = benching.Wanted(rounds, seconds, tuple(connections or (64, 256)), tuple(only or ()))
+    raise typer.Exit(benching.main(wanted, json_file))
+
+
 @app.command(hidden=True)
 def demo_shop(fd: Annotated[int, typer.Option()], edge_url: Annotated[str, typer.Option()]) -> None:
     """The demo programme's advertiser; its token comes from CLICKDAM_DEMO_TOKEN."""

@@ -1,0 +1,54 @@
+"""The two servers that only redirect: `python -m loadtests.bench.redirects bare|raw PORT`."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from typing import cast
+
+import uvloop
+from aiohttp import web
+
+LOCATION = "https://shop.example/buy?click_id=" + "A" * 51
+_ANSWER = f"HTTP/1.1 302 Found\r\nLocation: {LOCATION}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+class Raw(asyncio.Protocol):
+    """Counts blank lines; nothing in Python can answer with less."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.head = b""
+
+    def data_received(self, data: bytes) -> None:
+        *whole, self.head = (self.head + data).split(b"\r\n\r\n")
+        self.transport.write(_ANSWER * len(whole))
+
+
+async def _raw(listening: socket.socket) -> None:
+    server = await asyncio.get_running_loop().create_server(Raw, sock=listening)
+    await server.serve_forever()
+
+
+async def _redirect(request: web.Request) -> web.Response:
+    return web.Response(status=302, headers={"Location": LOCATION})
+
+
+def _bare(listening: socket.socket) -> None:
+    app = web.Application()
+    app.router.add_get("/c/{code}", _redirect)
+    web.run_app(app, sock=listening, access_log=None, print=None, loop=uvloop.new_event_loop())
+
+
+def main() -> None:
+    kind, port = sys.argv[1:]
+    listening = socket.create_server(("127.0.0.1", int(port)), backlog=4096)
+    if kind == "bare":
+        _bare(listening)
+    else:
+        uvloop.run(_raw(listening))
+
+
+if __name__ == "__main__":
+    main()
