@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def main(wanted: Wanted, json_file: Path | None) -> int:
     """Measure, print, write. Returns 1 when an answer was wrong or a click is not exactly one row. Raises
     CannotStart."""
     wrk.check_possible()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is stopped
     console, began = Console(width=150), datetime.now(UTC)
     folder, cores = Path(tempfile.mkdtemp(prefix="clickdam-bench-")), os.sched_getaffinity(0)
     folder.chmod(0o711)  # as root, Postgres runs as another user and must get through
