@@ -51,7 +51,8 @@ end
 """
 # One script, because a Redis could be emptied between a check and the marker that vouches for it.
 _VOUCH = f"""{_TOLD}
-if tonumber(redis.call('TIME')[1]) >= tonumber(ARGV[8]) then return nil end
+local now = redis.call('TIME')
+if now[1] + now[2] / 1e6 >= tonumber(ARGV[8]) then return nil end
 local sequence = redis.call('GET', KEYS[2])
 if not sequence or tonumber(sequence) < tonumber(ARGV[5]) then return nil end
 local state = redis.call('HMGET', KEYS[1], 'run_id', 'system_identifier', 'timeline', 'epoch', 'changes', 'evicted',
