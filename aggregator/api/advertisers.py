@@ -10,10 +10,9 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
-from aggregator.api.calling import Api, Name, answer, given, path_id, read_body
+from aggregator.api.calling import Api, Name, given, path_id, read_body
 from aggregator.api.references import ExternalId
 from aggregator.api.writing import changing, respond
-from aggregator.db.connect import acquire
 
 COLUMNS = ("id", "name", "status", "external_id", "created_at")
 FILTERS: rows.Filters = {"status": str, "name": str, "external_id": str}
@@ -45,15 +44,12 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/advertisers/{id}` -> the advertiser, its version as ETag."""
-    async with acquire(api.pool) as db:
-        row = await rows.one(db, "advertiser", path_id(request, "advertiser"))
-    return answer(rows.shown(row, COLUMNS), version=row["version"])
+    return await rows.show(api, request, "advertiser", COLUMNS)
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/advertisers?status&name&external_id&limit&cursor` -> `{data, truncated, next_cursor}`."""
-    async with acquire(api.pool) as db:
-        return answer(await rows.page(db, "advertiser", COLUMNS, FILTERS, request))
+    return await rows.listing(api, request, "advertiser", COLUMNS, FILTERS)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:

@@ -11,23 +11,21 @@ import msgspec
 from aiohttp import web
 
 from aggregator.api import rows
-from aggregator.api.calling import Api, Id, answer, path_id, read_body
+from aggregator.api.calling import Api, Id, path_id, read_body
 from aggregator.api.programme import ID as PROGRAMME_ID
 from aggregator.api.writing import Change, changing, respond
-from aggregator.db.connect import Database, Row, acquire
+from aggregator.db.connect import Database
 from schemas import limits
 from schemas.errors import Refused
 
 COLUMNS = ("id", "partner_id", "offer_id", "source_id", "sub1", "created_at")
 FILTERS: rows.Filters = {"partner_id": int, "offer_id": int, "source_id": str, "sub1": str}
-VERSION = 1
 # longer ones are cut before they are compared
 Value = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.VALUE_MAX, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 _BLOCK = """
 (SELECT id, partner_id, offer_id, CASE field WHEN 'source_id' THEN value END AS source_id,
-        CASE field WHEN 'sub1' THEN value END AS sub1, created_at FROM block) AS block
+        CASE field WHEN 'sub1' THEN value END AS sub1, created_at, 1 AS version FROM block) AS block
 """
-_ONE = f"SELECT * FROM {_BLOCK} WHERE id = $1"  # noqa: S608 - our own names
 _INSERT = """
 INSERT INTO block (partner_id, offer_id, field, value) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING id
 """
@@ -53,30 +51,28 @@ async def post(api: Api, request: web.Request) -> web.Response:
         if block_id is None:
             raise Refused("conflict", "this is blocked already")
         await _check_room(change.db, body.partner_id)
-        row = await _one(change.db, block_id)
+        row = await rows.one(change.db, _BLOCK, block_id)
         await change.record("create_block", f"block:{block_id}", after=rows.shown(row, COLUMNS))
-        change.answers(rows.shown(row, COLUMNS), 201, VERSION)
+        change.answers(rows.shown(row, COLUMNS), 201, row["version"])
     return await respond(api, change)
 
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/blocks/{id}` -> the block."""
-    async with acquire(api.pool) as db:
-        return answer(rows.shown(await _one(db, path_id(request, "block")), COLUMNS), version=VERSION)
+    return await rows.show(api, request, _BLOCK, COLUMNS)
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/blocks?partner_id&offer_id&source_id&sub1&limit&cursor` -> `{data, truncated, next_cursor}`."""
-    async with acquire(api.pool) as db:
-        return answer(await rows.page(db, _BLOCK, COLUMNS, FILTERS, request))
+    return await rows.listing(api, request, _BLOCK, COLUMNS, FILTERS)
 
 
 async def delete(api: Api, request: web.Request) -> web.Response:
     """`DELETE /v1/blocks/{id}` -> the block that was; `live` once edges let its traffic pass."""
     block_id = path_id(request, "block")
     async with changing(api, request) as change:
-        row = await _one(change.db, block_id)
-        rows.check_version(request, VERSION)
+        row = await rows.one(change.db, _BLOCK, block_id)
+        rows.check_version(request, row["version"])
         await _touch_owner(change, row["partner_id"])
         if await change.db.fetchval("DELETE FROM block WHERE id = $1 RETURNING id", block_id) is None:
             raise Refused("not_found", "there is no such block")
@@ -110,10 +106,3 @@ async def _check_room(db: Database, partner_id: int | None) -> None:
     if blocks > limits.BLOCKS_MAX:
         whose = "for all partners" if partner_id is None else f"of partner {partner_id}"
         raise Refused("conflict", f"there are {limits.BLOCKS_MAX} blocks {whose} already")
-
-
-async def _one(db: Database, block_id: int) -> Row:
-    row = await db.fetchrow(_ONE, block_id)
-    if row is None:
-        raise Refused("not_found", "there is no such block")
-    return row

@@ -96,9 +96,7 @@ async def get(api: Api, request: web.Request) -> web.Response:
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/caps?offer_id&partner_id&kind&period&limit&cursor` -> `{data, truncated, next_cursor}`."""
-    async with acquire(api.pool) as db:
-        found = await rows.page(db, "cap", COLUMNS, FILTERS, request)
-    return answer(found | {"data": [named(row) for row in found["data"]]})
+    return await rows.listing(api, request, "cap", COLUMNS, FILTERS, named)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:

@@ -11,11 +11,11 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
-from aggregator.api.calling import Api, answer, given, path_id, read_body
+from aggregator.api.calling import Api, given, path_id, read_body
 from aggregator.api.destinations import check_url, own_urls
 from aggregator.api.programme import ID as PROGRAMME_ID
 from aggregator.api.writing import changing, respond
-from aggregator.db.connect import Database, acquire
+from aggregator.db.connect import Database
 from schemas import limits
 from schemas.errors import Refused
 
@@ -59,15 +59,12 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/domains/{id}` -> the domain, its version as ETag."""
-    async with acquire(api.pool) as db:
-        row = await rows.one(db, "domain", path_id(request, "domain"))
-    return answer(rows.shown(row, COLUMNS), version=row["version"])
+    return await rows.show(api, request, "domain", COLUMNS)
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/domains?status&host&limit&cursor` -> `{data, truncated, next_cursor}`."""
-    async with acquire(api.pool) as db:
-        return answer(await rows.page(db, "domain", COLUMNS, FILTERS, request))
+    return await rows.listing(api, request, "domain", COLUMNS, FILTERS)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:

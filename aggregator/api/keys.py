@@ -17,11 +17,11 @@ from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
 from aggregator.api.authentication import digest
-from aggregator.api.calling import Api, Caller, Id, Name, answer, given, path_id, read_body
+from aggregator.api.calling import Api, Caller, Id, Name, given, path_id, read_body
 from aggregator.api.dates import Instant, to_ms
 from aggregator.api.secret_text import LENGTH, api_key, random_base62
 from aggregator.api.writing import Change, changing, refusing_what_cannot_be, respond
-from aggregator.db.connect import Database, Row, acquire
+from aggregator.db.connect import Database, Row
 from schemas import limits
 from schemas.errors import Refused
 
@@ -121,16 +121,13 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/keys/{id}` -> the key's row, without the key, its version as ETag."""
-    async with acquire(api.pool) as db:
-        row = await rows.one(db, "api_key", path_id(request, "key"))
-    return answer(rows.shown(row, COLUMNS), version=row["version"])
+    return await rows.show(api, request, "api_key", COLUMNS)
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/keys?role&partner_id&advertiser_id&replaces&limit&cursor` -> `{data, truncated, next_cursor}`, with
     those that are over."""
-    async with acquire(api.pool) as db:
-        return answer(await rows.page(db, "api_key", COLUMNS, FILTERS, request))
+    return await rows.listing(api, request, "api_key", COLUMNS, FILTERS)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -10,13 +11,13 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import approvals, rows
-from aggregator.api.calling import Api, Id, answer, given, path_id, read_body
+from aggregator.api.calling import Api, Id, given, path_id, read_body
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.destinations import check_url, own_urls
 from aggregator.api.references import ExternalId
 from aggregator.api.secret_text import random_base62
 from aggregator.api.writing import Change, changing, respond
-from aggregator.db.connect import Database, Row, acquire
+from aggregator.db.connect import Database, Row
 from schemas import limits
 from schemas.errors import Refused
 from schemas.links import CODE
@@ -29,7 +30,9 @@ FILTERS: rows.Filters = {
     "partner_id": int, "offer_id": int, "status": str, "code": str, "external_id": str, "domain_id": int,
 }  # fmt: skip
 CODE_LENGTH = 8  # of 62: a new one meets one of a million others once in 200 million, and is then drawn again
+# with the host that it has a code on
 LINK = "(SELECT link.*, domain.host FROM link LEFT JOIN domain ON domain.id = domain_id) AS link"
+_SHOWN = (*COLUMNS, "host")
 _FIXED = ("code", "domain_id", "offer_id", "partner_id")
 
 
@@ -75,17 +78,13 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/links/{id}` -> the link, its version as ETag."""
-    async with acquire(api.pool) as db:
-        row = await one(db, path_id(request, "link"))
-    return answer(shown(api, row), version=row["version"])
+    return await rows.show(api, request, LINK, _SHOWN, partial(with_url, api))
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/links?partner_id&offer_id&status&code&external_id&domain_id&limit&cursor` -> `{data, truncated,
     next_cursor}`."""
-    async with acquire(api.pool) as db:
-        found = await rows.page(db, LINK, (*COLUMNS, "host"), FILTERS, request)
-    return answer(found | {"data": [with_url(api, row) for row in found["data"]]})
+    return await rows.listing(api, request, LINK, _SHOWN, FILTERS, partial(with_url, api))
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:
@@ -124,18 +123,10 @@ async def insert(change: Change, values: Mapping[str, Any]) -> Row:
     if values.get("domain_id") is not None:
         await _check_domain(change.db, values["domain_id"])
     link_id = await _insert(change.db, values)
-    row = await one(change.db, link_id)
+    row = await rows.one(change.db, LINK, link_id)
     check_order(row)
     await change.tell_redis("link", link_id)
     await change.record("create_link", f"link:{link_id}", after=rows.shown(row, COLUMNS))
-    return row
-
-
-async def one(db: Database, link_id: int) -> Row:
-    """A link with the host it has a code on. Raises Refused("not_found")."""
-    row = await db.fetchrow(f"SELECT * FROM {LINK} WHERE id = $1", link_id)  # noqa: S608
-    if row is None:
-        raise Refused("not_found", "there is no such link")
     return row
 
 
@@ -159,7 +150,7 @@ async def _change(api: Api, request: web.Request, body: LinkChange) -> web.Respo
             values["paused_by_partner"] = False
         after = await rows.alter(change, "link", link_id, values, COLUMNS, request)
         check_order(after)
-        change.answers(shown(api, await one(change.db, link_id)), version=after["version"])
+        change.answers(shown(api, await rows.one(change.db, LINK, link_id)), version=after["version"])
     return await respond(api, change)
 
 

@@ -5,6 +5,7 @@ Every question names the caller's own partner; what is not its own is not found.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -76,9 +77,7 @@ async def offers(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/me/offers?status&access&approval&limit&cursor` -> `{data, truncated, next_cursor}`: the open ones, those
     to apply for, those it was approved for. None for a partner that is not active."""
     partner_id = _partner_id(request)
-    async with acquire(api.pool) as db:
-        found = await rows.page(db, _VISIBLE, OFFER_COLUMNS, OFFER_FILTERS, request, partner_id=partner_id)
-    return answer(found | {"data": [_offer(row) for row in found["data"]]})
+    return await rows.listing(api, request, _VISIBLE, OFFER_COLUMNS, OFFER_FILTERS, _offer, partner_id=partner_id)
 
 
 async def offer(api: Api, request: web.Request) -> web.Response:
@@ -109,10 +108,8 @@ async def apply(api: Api, request: web.Request) -> web.Response:
 
 async def own_links(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/me/links?offer_id&status&code&limit&cursor` -> `{data, truncated, next_cursor}`."""
-    partner_id = _partner_id(request)
-    async with acquire(api.pool) as db:
-        found = await rows.page(db, links.LINK, (*LINK_COLUMNS, "host"), LINK_FILTERS, request, partner_id=partner_id)
-    return answer(found | {"data": [links.with_url(api, row) for row in found["data"]]})
+    columns, url, partner_id = (*LINK_COLUMNS, "host"), partial(links.with_url, api), _partner_id(request)
+    return await rows.listing(api, request, links.LINK, columns, LINK_FILTERS, url, partner_id=partner_id)
 
 
 async def own_link(api: Api, request: web.Request) -> web.Response:
@@ -150,7 +147,9 @@ async def change_link(api: Api, request: web.Request) -> web.Response:
         values = {"status": body.status, "paused_by_partner": body.status == "paused"}
         changes = values if body.status != former["status"] else {}
         after = await rows.alter(change, "link", link_id, changes, links.COLUMNS, request)
-        change.answers(links.shown(api, await links.one(change.db, link_id), LINK_COLUMNS), version=after["version"])
+        change.answers(
+            links.shown(api, await rows.one(change.db, links.LINK, link_id), LINK_COLUMNS), version=after["version"]
+        )
     return await respond(api, change)
 
 
@@ -166,7 +165,7 @@ async def _own(db: Database, link_id: int, caller: Caller, *, locked: bool = Fal
         await db.execute(
             "SELECT FROM link WHERE id = $1 AND partner_id = $2 FOR NO KEY UPDATE", link_id, caller.partner_id
         )
-    row = await links.one(db, link_id)
+    row = await rows.one(db, links.LINK, link_id)
     if row["partner_id"] != caller.partner_id:
         raise Refused("not_found", "there is no such link")
     return row

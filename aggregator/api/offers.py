@@ -9,14 +9,13 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows, terms
-from aggregator.api.calling import PARAMETER, Api, Id, Name, answer, given, path_id, read_body
+from aggregator.api.calling import PARAMETER, Api, Id, Name, given, path_id, read_body
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.destinations import check_url, own_urls
 from aggregator.api.references import ExternalId, refer
 from aggregator.api.targeting import read_hosts, read_landings, read_targeting
 from aggregator.api.terms import Cpa, Cps
 from aggregator.api.writing import Change, changing, respond
-from aggregator.db.connect import Database, Row, acquire
 from aggregator.reports.asked import read_zone
 from schemas import limits, money
 from schemas.errors import Refused
@@ -93,16 +92,13 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/offers/{id}` -> the offer with the terms now in force, its version as ETag."""
-    async with acquire(api.pool) as db:
-        row = await _one(db, path_id(request, "offer"))
-    return answer(rows.shown(row, _SHOWN), version=row["version"])
+    return await rows.show(api, request, _OFFER, _SHOWN)
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/offers?status&advertiser_id&access&external_id&name&limit&cursor` -> `{data, truncated,
     next_cursor}`."""
-    async with acquire(api.pool) as db:
-        return answer(await rows.page(db, _OFFER, _SHOWN, FILTERS, request))
+    return await rows.listing(api, request, _OFFER, _SHOWN, FILTERS)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:
@@ -146,12 +142,5 @@ async def _change(api: Api, request: web.Request, body: OfferChange) -> web.Resp
 
 
 async def _answer(change: Change, offer_id: int, status: int = 200) -> None:
-    row = await _one(change.db, offer_id)
+    row = await rows.one(change.db, _OFFER, offer_id)
     change.answers(rows.shown(row, _SHOWN), status, row["version"])
-
-
-async def _one(db: Database, offer_id: int) -> Row:
-    row = await db.fetchrow(f"SELECT * FROM {_OFFER} WHERE id = $1", offer_id)  # noqa: S608
-    if row is None:
-        raise Refused("not_found", "there is no such offer")
-    return row

@@ -9,10 +9,9 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
-from aggregator.api.calling import Api, Name, answer, given, path_id, read_body
+from aggregator.api.calling import Api, Name, given, path_id, read_body
 from aggregator.api.references import ExternalId, refer
 from aggregator.api.writing import changing, respond
-from aggregator.db.connect import acquire
 
 COLUMNS = ("id", "name", "status", "external_id", "created_at")
 FILTERS: rows.Filters = {"status": str, "name": str, "external_id": str}
@@ -41,15 +40,12 @@ async def post(api: Api, request: web.Request) -> web.Response:
 
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/partners/{id}` -> the partner, its version as ETag."""
-    async with acquire(api.pool) as db:
-        row = await rows.one(db, "partner", path_id(request, "partner"))
-    return answer(rows.shown(row, COLUMNS), version=row["version"])
+    return await rows.show(api, request, "partner", COLUMNS)
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/partners?status&name&external_id&limit&cursor` -> `{data, truncated, next_cursor}`."""
-    async with acquire(api.pool) as db:
-        return answer(await rows.page(db, "partner", COLUMNS, FILTERS, request))
+    return await rows.listing(api, request, "partner", COLUMNS, FILTERS)
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
+from aggregator.api.calling import ID_MAX, Api, answer, path_id
 from aggregator.api.writing import Change
-from aggregator.db.connect import Database, Row
+from aggregator.db.connect import Database, Row, acquire
 from aggregator.db.instants import rfc3339
 from aggregator.publish.denormalise import Kind
 from aggregator.reports.asked import by_name, number
@@ -17,20 +18,45 @@ from schemas import limits
 from schemas.errors import Refused
 
 Filters = Mapping[str, type[str] | type[int]]
-_ID_MAX = 2**31 - 1
+Shown = dict[str, Any]  # a row as JSON
 
 
-def shown(row: Row | Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
+def shown(row: Row | Mapping[str, Any], columns: tuple[str, ...]) -> Shown:
     """These columns of a row, as JSON takes them."""
     return {name: rfc3339(row[name]) if isinstance(row[name], datetime) else row[name] for name in columns}
 
 
+async def show(
+    api: Api, request: web.Request, table: str, columns: tuple[str, ...], told: Callable[[Shown], Shown] = dict
+) -> web.Response:
+    """The answer to a GET by the `{id}` of its path, with the row's version as ETag. `told` is what is said of a row
+    instead of its columns."""
+    async with acquire(api.pool) as db:
+        row = await one(db, table, path_id(request, _noun(table)))
+    return answer(told(shown(row, columns)), version=row["version"])
+
+
+async def listing(
+    api: Api,
+    request: web.Request,
+    table: str,
+    columns: tuple[str, ...],
+    filters: Filters,
+    told: Callable[[Shown], Shown] = dict,
+    **fixed: Any,
+) -> web.Response:
+    """The answer to a GET of a list: `page`, with what `told` says of each row."""
+    async with acquire(api.pool) as db:
+        found = await page(db, table, columns, filters, request, **fixed)
+    return answer(found | {"data": [told(row) for row in found["data"]]})
+
+
 async def one(db: Database, table: str, row_id: int, *, locked: bool = False) -> Row:
-    """The row with this id. Raises Refused("not_found")."""
+    """The row with this id, of a table or of a query that is named like one. Raises Refused("not_found")."""
     lock = " FOR NO KEY UPDATE" if locked else ""
     row = await db.fetchrow(f"SELECT * FROM {table} WHERE id = $1{lock}", row_id)  # noqa: S608 - our own names
     if row is None:
-        raise Refused("not_found", f"there is no such {table.replace('_', ' ')}")
+        raise Refused("not_found", f"there is no such {_noun(table)}")
     return row
 
 
@@ -127,16 +153,21 @@ async def page(
     }
 
 
+def _noun(table: str) -> str:
+    """What a row is called: `offer` of `(SELECT ...) AS offer`."""
+    return table.rpartition(" AS ")[2].removeprefix("api_")
+
+
 def _cursor(given: Mapping[str, str]) -> int:
     text = given.get("cursor", "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _ID_MAX):
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= ID_MAX):
         raise Refused("bad_cursor", "this cursor is not one of this list's", "cursor")
     return int(text)
 
 
 def _value(name: str, text: str, kind: type[str] | type[int]) -> str | int:
     if kind is int:
-        return number(name, text, _ID_MAX)
+        return number(name, text, ID_MAX)
     if "\0" in text:
         raise Refused("bad_value", f"{name} has a control character", name)
     return text
