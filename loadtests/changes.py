@@ -35,6 +35,7 @@ from loadtests.faults.edges import BROWSER
 from loadtests.faults.house import CODES, House, house
 from loadtests.faults.proxy import FaultProxy
 from loadtests.heard import Heard
+from loadtests.percentiles import distribution
 from loadtests.programme import api, call
 from loadtests.wire import Answer, Wire, ask, connect
 from loadtests.workload import Click
@@ -269,13 +270,6 @@ async def _admin_key(database_url: str) -> str:
         key = await keys.create(db, keys.Wanted("admin"))
         await db.execute("UPDATE api_key SET requests_per_minute = 1000000 WHERE id = $1", key.id)
     return key.key
-
-
-def distribution(took_s: Sequence[float]) -> str:
-    """As one line, in ms."""
-    ordered = sorted(took_s)
-    at = {f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (50, 95, 99)}
-    return ", ".join(f"{name} {s * 1e3:.0f}" for name, s in (at | {"max": ordered[-1]}).items()) + " ms"
 
 
 async def measure(

@@ -14,7 +14,8 @@ import uvloop
 from deploy.run import servers
 from loadtests.faults.broken import Broken, broken
 from loadtests.faults.ridden import outcomes
-from loadtests.faults.traffic import complete_now, p99_s, verdict, visited
+from loadtests.faults.traffic import complete_now, verdict, visited
+from loadtests.percentiles import percentile
 
 SAMPLE_S = 5.0
 
@@ -42,7 +43,7 @@ async def _freeze(of: Broken, minutes: float, connections: int) -> bool:
     print(
         f"complete {complete_s:.1f} s after the last answer; {dict(heard.statuses)}; {dict(await outcomes(of.house))}"
     )
-    print(f"p99 of all {len(heard.took):,} clicks {p99_s(heard.between(0)) * 1e3:.0f} ms")
+    print(f"p99 of all {len(heard.took):,} clicks {percentile(heard.between(0), 99) * 1e3:.0f} ms")
     return (await verdict(of.house, heard)).exact
 
 

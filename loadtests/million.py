@@ -29,6 +29,7 @@ from rich.table import Table
 from deploy.run import servers
 from loadtests.faults.edges import read_answer, request
 from loadtests.faults.house import House, house
+from loadtests.percentiles import distribution
 from schemas import redis_keys
 from schemas.redis import Redis, done, publishing, reading
 
@@ -138,10 +139,6 @@ def worker_rss(built: House) -> int:
     return sum(int(psutil.Process(pid).memory_info().rss) for pid in built.worker_pids())
 
 
-def at(ordered: list[float], part: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * part))] if ordered else 0.0
-
-
 @asynccontextmanager
 async def redis_and_postgres() -> AsyncIterator[tuple[Path, servers.Server, servers.Server]]:
     folder = Path(tempfile.mkdtemp(prefix="clickdam-million-"))
@@ -171,14 +168,13 @@ async def measure_refill(
 ) -> dict[str, str]:
     rss, empty = rss_of(aggregator), await used_memory(redis)
     took_s, seen = await fill(redis, redis_url, aggregator, count, progress)
-    memory, mget = await used_memory(redis) - empty, sorted(seen.mget_s)
+    memory, mget = await used_memory(redis) - empty, seen.mget_s
     size = len(await done(redis.get(redis_keys.link("m1"))))
     return {
         "full refill": f"{took_s:.1f} s, {count / took_s:,.0f} values/s",
         "Redis memory": f"{memory / 1e6:,.0f} MB, {memory / count:.0f} bytes a link ({size} of them JSON)",
         "aggregator's RSS": f"{rss / 1e6:.0f} MB before, {seen.aggregator_rss / 1e6:.0f} MB at most",
-        f"MGET of {MGET_KEYS} meanwhile": f"{len(mget):,}: p50 {at(mget, 0.5) * 1e3:.1f} ms,"
-        f" p99 {at(mget, 0.99) * 1e3:.1f} ms, max {at(mget, 1) * 1e3:.1f} ms; {seen.mget_failures} failed",
+        f"MGET of {MGET_KEYS} meanwhile": f"{len(mget):,}: {distribution(mget)}; {seen.mget_failures} failed",
     }
 
 

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from loadtests.faults.house import House
-from loadtests.faults.traffic import Heard, Verdict, complete_now, p99_s, rows_of, verdict, visited, watched
+from loadtests.faults.traffic import Heard, Verdict, complete_now, rows_of, verdict, visited, watched
+from loadtests.percentiles import percentile
 
 BEFORE_S = 1.5
 AFTER_S = 2.0  # of nothing but normal answers, then it is normal
@@ -74,7 +75,7 @@ async def ride_out(
         complete_s = await complete_now(house)
         counted = await outcomes(house) - before
         found = await verdict(house, heard, shown, known=known)
-    times = p99_s(heard.between(0, began)), p99_s(heard.between(began, ended + back_s))
+    times = percentile(heard.between(0, began), 99), percentile(heard.between(began, ended + back_s), 99)
     ridden = Ridden(fault, heard, counted, *times, back_s, complete_s, found)
     rows.append(ridden.row())
     print(" | ".join(ridden.row()), f"| complete after {complete_s:.1f} s")
@@ -84,7 +85,7 @@ async def ride_out(
 def note(fault: str, heard: Heard, found: Verdict, outcomes: Mapping[str, int] | None = None, said: str = "") -> None:
     """A row for a fault that was not ridden out in one piece; `said` in the place of when it was normal."""
     counted = Counter(outcomes or {})
-    p99_meanwhile_s = p99_s(heard.between(0))
+    p99_meanwhile_s = percentile(heard.between(0), 99)
     rows.append(Ridden(fault, heard, counted, 0.0, p99_meanwhile_s, 0.0, 0.0, found).row(said))
     print(" | ".join(rows[-1]))
 

@@ -15,13 +15,13 @@ from loadtests.changes import (
     Programme,
     Site,
     changes,
-    distribution,
     look,
     make_alone,
     measure,
     running_site,
     traffic,
 )
+from loadtests.percentiles import distribution
 from schemas import redis_keys
 from schemas.redis import Redis, done, publishing
 

@@ -14,6 +14,7 @@ import pytest
 from deploy.run.servers import Server, start_valkey, stop_valkey
 from loadtests.faults import edges
 from loadtests.faults.edges import Filled, RunningEdge, get, read_answer, request
+from loadtests.percentiles import percentile
 from schemas import redis_keys
 from schemas.redis import done
 
@@ -70,7 +71,7 @@ async def click_for(running: RunningEdge, for_s: float, connections: int = 4) ->
 
 
 def report(fault: str, statuses: dict[int, int], took: list[float]) -> float:
-    p99 = sorted(took)[int(len(took) * 0.99)]
+    p99 = percentile(took, 99)
     print(
         f"Redis {fault}: {len(took)} clicks, statuses {statuses}, p99 {p99 * 1e3:.0f} ms, max {max(took) * 1e3:.0f} ms"
     )
