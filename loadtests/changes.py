@@ -45,9 +45,15 @@ GIVE_UP_S = 15.0
 LOOK_EVERY_S = 0.002
 PLENTY = 10**12
 SAMPLED = 5  # codes of an offer that are looked at
+KINDS = ("link", "link", "destination", "offer", "cap", "block", "approval")
+_BLOCKED = "spam"  # the source_id and sub1 that blocks are on
 _OFFER = """
-INSERT INTO offer (advertiser_id, name, destination_url, currency)
-SELECT id, $1, 'https://shop.example/' || $1, 'EUR' FROM advertiser RETURNING id
+INSERT INTO offer (advertiser_id, name, destination_url, currency, access)
+SELECT id, $1, 'https://shop.example/' || $1, 'EUR', CASE $1 WHEN 'approved' THEN 'approval' ELSE 'open' END
+FROM advertiser RETURNING id
+"""
+_APPROVE = """
+INSERT INTO approval (offer_id, partner_id, status) SELECT $1, id, 'approved' FROM partner RETURNING partner_id
 """
 _LINKS = """
 INSERT INTO link (code, offer_id, partner_id) SELECT $1 || n, $2, partner.id FROM partner, generate_series(1, $3) AS n
@@ -58,14 +64,16 @@ _QUEUE = "INSERT INTO outbox (kind, row_id) SELECT $1, unnest($2::int[])"
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A call of the API, and what each of `codes` then leads to: a status, and the beginning of a location."""
+    """A call of the API, and what each of `codes` then leads to: a status, and the beginning of a location. `path` may
+    have the `{id}` of what was made last."""
 
     what: str
     path: str
-    body: dict[str, Any]
+    body: dict[str, Any] | None
     codes: tuple[str, ...]
     status: int
     location: str = ""
+    method: str = "PATCH"
 
     def is_seen(self, answer: Answer) -> bool:
         return answer.status == self.status and answer.location.startswith(self.location)
@@ -73,19 +81,25 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Programme:
-    """What is changed: links by code (`paused`, `moved`), an offer with many links, one with a cap."""
+    """What is changed: links by code (`paused`, `moved`), an offer with many links, one with a cap, one that is
+    blocked, one that is on approval; the partner of all links."""
 
+    partner_id: int
     paused: dict[str, int]
     moved: dict[str, int]
     many_offer_id: int
     many_codes: tuple[str, ...]
     cap_id: int
+    blocked_offer_id: int
+    approved_offer_id: int
     capped_code: str = "capped1"
+    blocked_code: str = f"blocked1?source_id={_BLOCKED}&sub1={_BLOCKED}"
+    approved_code: str = "approved1"
 
 
 @dataclass(slots=True)
 class Site:
-    """All that runs. `proxy` lies between everybody and Redis."""
+    """All that runs. `proxy` lies between everybody and Redis; `made_id` is the id of what the last POST made."""
 
     house: House
     proxy: FaultProxy
@@ -93,6 +107,7 @@ class Site:
     edge_urls: tuple[str, str]
     programme: Programme
     heard: list[Heard] = field(default_factory=list)
+    made_id: int = 0
 
     @asynccontextmanager
     async def wires(self) -> AsyncIterator[list[Wire]]:
@@ -108,27 +123,47 @@ class Site:
 def changes(programme: Programme, seed: int) -> Iterator[Change]:
     """Random ones, for ever; each is one that can be seen."""
     rng = random.Random(seed)
-    paused: dict[str, bool] = {}
+    stopped: dict[str, bool] = {}
     for number in range(sys.maxsize):
-        kind = rng.choice(("link", "link", "destination", "offer", "cap"))
+        kind = rng.choice(KINDS)
         if kind == "destination":
             code, link_id = rng.choice(list(programme.moved.items()))
             url = f"https://shop.example/moved/{number}/"
             yield Change("new destination", f"/v1/links/{link_id}", {"destination_url": url}, (code,), 302, url)
             continue
         code = rng.choice(list(programme.paused)) if kind == "link" else kind
-        paused[code] = stops = not paused.get(code, False)
-        status, answered = ("paused", 404) if stops else ("active", 302)
-        if kind == "link":
-            yield Change(f"link {status}", f"/v1/links/{programme.paused[code]}", {"status": status}, (code,), answered)
-        elif kind == "offer":
-            codes = tuple(rng.sample(programme.many_codes, SAMPLED))
-            yield Change(
-                f"offer {status}", f"/v1/offers/{programme.many_offer_id}", {"status": status}, codes, answered
-            )
-        else:
-            body = {"clicks": 0 if stops else PLENTY}
-            yield Change("new cap", f"/v1/caps/{programme.cap_id}", body, (programme.capped_code,), answered)
+        stopped[code] = not stopped.get(code, False)
+        yield _toggled(programme, kind, code, rng, stops=stopped[code])
+
+
+def _toggled(programme: Programme, kind: str, code: str, rng: random.Random, *, stops: bool) -> Change:
+    """A change that keeps visitors from where they would be led, or lets them go there again."""
+    status, answered = ("paused", 404) if stops else ("active", 302)
+    match kind:
+        case "link":
+            path = f"/v1/links/{programme.paused[code]}"
+            return Change(f"link {status}", path, {"status": status}, (code,), answered)
+        case "offer":
+            path, codes = f"/v1/offers/{programme.many_offer_id}", tuple(rng.sample(programme.many_codes, SAMPLED))
+            return Change(f"offer {status}", path, {"status": status}, codes, answered)
+        case "cap":
+            path, body = f"/v1/caps/{programme.cap_id}", {"clicks": 0 if stops else PLENTY}
+            return Change("new cap", path, body, (programme.capped_code,), answered)
+        case "approval":
+            path = f"/v1/offers/{programme.approved_offer_id}/partners/{programme.partner_id}"
+            decided = "rejected" if stops else "approved"
+            return Change(decided, path, {"status": decided}, (programme.approved_code,), answered, method="PUT")
+        case _:
+            codes = (programme.blocked_code,)
+            if stops:
+                return Change("block", "/v1/blocks", _block(programme, rng), codes, answered, method="POST")
+            return Change("no block", "/v1/blocks/{id}", None, codes, answered, method="DELETE")
+
+
+def _block(programme: Programme, rng: random.Random) -> dict[str, Any]:
+    """One of a partner, of a source or sub id of everybody's, or of a partner's: they lie in different configs."""
+    partner, value = {"partner_id": programme.partner_id}, {rng.choice(("source_id", "sub1")): _BLOCKED}
+    return {"offer_id": programme.blocked_offer_id} | rng.choice((partner, value, partner | value))
 
 
 async def look(wire: Wire, code: str) -> Answer:
@@ -154,8 +189,9 @@ async def make(site: Site, change: Change, wires: Sequence[Wire]) -> float:
         for code in change.codes:
             await look(wire, code)
     began = time.monotonic()
-    await call(site.session, "PATCH", change.path, json=change.body)
+    answer = await call(site.session, change.method, change.path.format(id=site.made_id), json=change.body)
     await until_seen(change, wires)
+    site.made_id = answer["id"] if change.method == "POST" else site.made_id
     return time.monotonic() - began
 
 
@@ -231,7 +267,9 @@ async def _until_ready(url: str) -> None:
 
 
 async def _until_published(site: Site) -> None:
-    codes = (*site.programme.paused, *site.programme.moved, *site.programme.many_codes[-1:], "capped1", *CODES)
+    made = site.programme
+    single = (made.capped_code, made.blocked_code, made.approved_code)
+    codes = (*made.paused, *made.moved, *made.many_codes[-1:], *single, *CODES)
     async with asyncio.timeout(READY_S), site.wires() as wires:
         for code in codes:
             for wire in wires:
@@ -242,26 +280,31 @@ async def _until_published(site: Site) -> None:
 async def _make_programme(database_url: str, links: int) -> Programme:
     db = await asyncpg.connect(database_url)
     try:
-        offers = {name: await db.fetchval(_OFFER, name) for name in ("single", "many", "capped")}
+        offers = {name: await db.fetchval(_OFFER, name) for name in ("single", "many", "capped", "blocked", "approved")}
         made = {
             name: [row["id"] for row in await db.fetch(_LINKS, name, offers[offer], n)]
             for name, offer, n in (
-                ("paused", "single", 5), ("moved", "single", 5), ("many", "many", links), ("capped", "capped", 1),
+                ("paused", "single", 5), ("moved", "single", 5), ("many", "many", links),
+                ("capped", "capped", 1), ("blocked", "blocked", 1), ("approved", "approved", 1),
             )
         }  # fmt: skip
         cap_id = await db.fetchval(
             "INSERT INTO cap (offer_id, kind, period, amount) VALUES ($1, 'clicks', 'day', $2) RETURNING id",
             offers["capped"], PLENTY,
         )  # fmt: skip
+        partner_id = await db.fetchval(_APPROVE, offers["approved"])
         await db.execute(_QUEUE, "offer", list(offers.values()))
+        await db.execute(_QUEUE, "partner", [partner_id])
         for ids in made.values():
             await db.execute(_QUEUE, "link", ids)
     finally:
         await db.close()
     return Programme(
+        partner_id,
         {f"paused{n}": link_id for n, link_id in enumerate(made["paused"], 1)},
         {f"moved{n}": link_id for n, link_id in enumerate(made["moved"], 1)},
         offers["many"], tuple(f"many{n}" for n in range(1, links + 1)), cap_id,
+        offers["blocked"], offers["approved"],
     )  # fmt: skip
 
 

@@ -123,12 +123,19 @@ async def _resume_the_offer(site: Site) -> None:
         assert answer.status == 200
 
 
-def test_the_changes_of_a_replay_differ_from_what_was_before() -> None:
+def test_the_changes_of_a_replay_are_of_every_kind_and_differ_from_what_was_before() -> None:
     """Else their effect could not be seen."""
-    programme = Programme({"p": 1}, {"m": 2}, 1, tuple("abcdefgh"), 1)
+    programme = Programme(1, {"p": 1}, {"m": 2}, 1, tuple("abcdefgh"), 1, 2, 3)
     before: dict[str, tuple[int, str]] = {}
-    for change in islice(changes(programme, 1), 200):
+    blocked = set()
+    for change in islice(changes(programme, 1), 400):
         now = (change.status, change.location)
-        subject = change.path
+        subject = change.path.removesuffix("/{id}")
         assert before.get(subject, (302, "")) != now
         before[subject] = now
+        if change.method == "POST" and change.body is not None:
+            blocked.add((*sorted(change.body),))
+    assert set(before) == {
+        "/v1/links/1", "/v1/links/2", "/v1/offers/1", "/v1/caps/1", "/v1/blocks", "/v1/offers/3/partners/1",
+    }  # fmt: skip
+    assert len(blocked) == 5, "of a partner, of a source or sub id, of both"
