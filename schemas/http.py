@@ -3,7 +3,7 @@ our own, because aiohttp's carry the visitor's raw ip."""
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -19,10 +19,14 @@ _CRASHED = Refused("internal", "something went wrong on our side")
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
-    """The application on a listening socket; on leaving, requests in flight are finished."""
+async def serving(
+    app: web.Application, sock: socket.socket, connection: Callable[..., "Connection"] | None = None
+) -> AsyncIterator[None]:
+    """The application on a listening socket, `connection` made for each that comes (a Connection where none is named);
+    on leaving, requests in flight are finished."""
     runner = _Runner(
         app,
+        connection or Connection,
         access_log=None,
         logger=HttpLog(),
         handler_cancellation=False,
@@ -55,7 +59,7 @@ class HttpLog:
     warning = error = info = debug
 
 
-class _Connection(web.RequestHandler):
+class Connection(web.RequestHandler):
     """What is no HTTP reaches no door, and what crashes leaves none: both are answered here, echoing nothing."""
 
     def handle_error(
@@ -73,16 +77,24 @@ class _Connection(web.RequestHandler):
 
 
 class _Server(web.Server):
+    connection: Callable[..., Connection]
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return self.connection(self, loop=self._loop, **self._kwargs)
 
 
 class _Runner(web.AppRunner):
+    def __init__(self, app: web.Application, connection: Callable[..., Connection], **options: Any) -> None:
+        super().__init__(app, **options)
+        self._connection = connection
+
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(
+        server = _Server(
             made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             **made._kwargs,  # noqa: SLF001
         )
+        server.connection = self._connection
+        return server

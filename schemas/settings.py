@@ -156,6 +156,7 @@ class EdgeSettings(LogSettings):
     edge_port: Port = 8080
     admin_port: Port = 8090
     workers: Annotated[int, Field(ge=1, le=64)] = 1
+    fast_lane: bool = True  # plain clicks are answered past aiohttp
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""  # whose X-Forwarded-* are believed
     edge_name: str = Field(default_factory=socket.gethostname, min_length=1, max_length=100)
     spool_folder: Path = Path("clickdam-spool")  # what Kafka could not take; a journal has no spool

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from aiohttp import web
 
 from schemas import limits
 from schemas.errors import Refused
-from schemas.http import serving
+from schemas.http import Connection, serving
 from schemas.settings import EdgeSettings
 from tracker import visitor
 from tracker.background import running
@@ -25,6 +27,7 @@ from tracker.counters import counting_live
 from tracker.doors import conversions, health, look, page, published
 from tracker.doors.click import click
 from tracker.edge import Edge
+from tracker.fast_lane import FastLane
 from tracker.links import caching_links
 from tracker.log.on_journal import journal_log
 from tracker.log.on_kafka import kafka_log
@@ -141,12 +144,17 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
         edge = await _unless(stop, stack.enter_async_context(open_edge(settings, slot)))
         if edge is None:
             return
-        async with admin(edge, admin_path), serving(routes(edge), sock):
+        async with admin(edge, admin_path), listening(settings, edge, sock):
             log.info("edge_ready_to_warm", slot=slot, pid=os.getpid(), incarnation=edge.clock.incarnation)
             async with running("warm-up", warm_up(edge)):
                 await stop.wait()
             edge.draining = True
         log.info("edge_drained", slot=slot)
+
+
+def listening(settings: EdgeSettings, edge: Edge, sock: socket.socket) -> AbstractAsyncContextManager[None]:
+    """The edge's doors on a listening socket."""
+    return serving(routes(edge), sock, partial(FastLane, edge) if settings.fast_lane else Connection)
 
 
 async def _unless(stop: asyncio.Event, opening: Coroutine[Any, Any, T]) -> T | None:

@@ -46,6 +46,19 @@ class LinkCache:
             negative_entries_max=limits.NEGATIVE_ENTRIES_MAX,
         )
 
+    def held(self, code: str, host: str = "") -> Target | None:
+        """What `find` would say of a known link, if all of it is held and fresh."""
+        fresh = self.tier.fresh
+        programme = fresh(redis_keys.PROGRAMME)
+        domain = programme.domains.get(host) if isinstance(programme, Programme) and programme.domains else None
+        link = fresh(redis_keys.link(code, host if domain and domain.own_links else ""))
+        if not isinstance(programme, Programme) or not isinstance(link, Link) or (domain and domain.archived):
+            return None
+        offer, partner = fresh(redis_keys.offer(link.offer_id)), fresh(redis_keys.partner(link.partner_id))
+        if not isinstance(offer, Offer) or not isinstance(partner, Partner):
+            return None
+        return Target(programme, link, offer, partner, domain)
+
     async def find(self, code: str, host: str = "") -> Target:
         """Where a code leads for who comes by this host. Raises NotReady where that is not known; an unknown code, or
         none, is a Target without a link."""

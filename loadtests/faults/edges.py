@@ -16,11 +16,10 @@ import msgspec
 
 from schemas import events, journal, limits, redis_keys
 from schemas.events import Beat, Event
-from schemas.http import serving
 from schemas.links import Advertiser, Config, Link, Offer, Partner, Programme, Reference
 from schemas.redis import Redis, RedisError, done, publishing
 from schemas.settings import EdgeSettings, load
-from tracker.app import open_edge, routes
+from tracker.app import listening, open_edge
 from tracker.edge import Edge
 
 KEYS = "1:" + "ab" * 32
@@ -148,7 +147,7 @@ async def running_edge(of: EdgeSettings, slot: int = 0) -> AsyncIterator[Running
     """Serve one worker on a free port until this ends; then it is drained and closed in its log."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    async with open_edge(of, slot) as edge, serving(routes(edge), sock):
+    async with open_edge(of, slot) as edge, listening(of, edge, sock):
         edge.warm = await edge.links.is_warm()
         yield RunningEdge(edge, sock.getsockname()[1], of.journal_folder)
 

@@ -13,6 +13,7 @@ from tracker.links import NotReady
 from tracker.proxies import client_ip
 from tracker.steps import Click, Decision, Target, decide
 
+HEADERS = {"Cache-Control": "no-store", "X-Robots-Tag": "noindex, nofollow"}
 Find = Callable[[Edge, Click], Awaitable[Target]]
 _REASONS = {"not_found": Reason.UNKNOWN_LINK, "unavailable": Reason.NOT_READY}
 
@@ -35,7 +36,9 @@ async def follow(request: web.Request, edge: Edge, find: Find) -> web.Response:
     if decision.location is None:
         edge.tally.count(refused(decision.reason), received.at_ms)
         raise no_such_link()
-    await record(edge, received, decision)
+    event = to_record(edge, received, decision)
+    if event is not None:
+        await edge.recorder.durable(event, received.at_ms)
     return redirect(decision.location)
 
 
@@ -63,20 +66,34 @@ def no_such_link() -> Refused:
 
 def read_click(request: web.Request, edge: Edge) -> Click:
     headers = request.headers
-    return Click(
-        at_ms=edge.clock.now_ms(),
-        ip=client_ip(request.remote or "", forwarded_for(request, edge), edge.trusted_proxies),
-        user_agent=readable(headers.get("User-Agent", "")[: limits.USER_AGENT_MAX]),  # it is a key of our caches
-        referer=readable(headers.get("Referer", "")),
-        query=readable(request.raw_path.partition("?")[2]),
-        host=host_name(headers.get("Host", "")),
-        languages=headers.get("Accept-Language", "")[: limits.LANGUAGES_MAX],
-        uncounted=request.method == "HEAD",
+    return asked(
+        edge,
+        method=request.method,
+        query=request.raw_path.partition("?")[2],
+        peer=request.remote or "",
+        forwarded_for=",".join(headers.getall("X-Forwarded-For", ())),
+        user_agent=headers.get("User-Agent", ""),
+        referer=headers.get("Referer", ""),
+        host=headers.get("Host", ""),
+        languages=headers.get("Accept-Language", ""),
     )
 
 
-def forwarded_for(request: web.Request, edge: Edge) -> str:
-    return ",".join(request.headers.getall("X-Forwarded-For", ())) if edge.trusted_proxies else ""
+def asked(
+    edge: Edge, *, method: str, query: str, peer: str, forwarded_for: str, user_agent: str, referer: str, host: str,
+    languages: str,
+) -> Click:  # fmt: skip
+    """What a request says, by whichever door it came: its query, who is connected, and headers, empty where absent."""
+    return Click(
+        at_ms=edge.clock.now_ms(),
+        ip=client_ip(peer, forwarded_for, edge.trusted_proxies),
+        user_agent=readable(user_agent[: limits.USER_AGENT_MAX]),  # it is a key of our caches
+        referer=readable(referer),
+        query=readable(query),
+        host=host_name(host),
+        languages=languages[: limits.LANGUAGES_MAX],
+        uncounted=method == "HEAD",
+    )
 
 
 def host_name(header: str) -> str:
@@ -86,20 +103,18 @@ def host_name(header: str) -> str:
     return name.removesuffix(".")
 
 
-async def record(edge: Edge, received: Click, decision: Decision) -> None:
+def to_record(edge: Edge, click: Click, decision: Decision) -> bytes | None:
+    """The event of a click that is redirected, counted where its caps and its partner look; None for one that leaves
+    no trace."""
     if decision.event is None:
-        edge.tally.count(Outcome.UNCOUNTED, received.at_ms)
-        return
-    if decision.partner_id:
-        edge.counters.count_click(received.at_ms, decision.link_id, decision.partner_id, decision.caps)
-    await edge.recorder.durable(decision.event, received.at_ms)
+        edge.tally.count(Outcome.UNCOUNTED, click.at_ms)
+    elif decision.partner_id:
+        edge.counters.count_click(click.at_ms, decision.link_id, decision.partner_id, decision.caps)
+    return decision.event
 
 
 def redirect(location: str) -> web.Response:
-    return web.Response(
-        status=302,
-        headers={"Location": location, "Cache-Control": "no-store", "X-Robots-Tag": "noindex, nofollow"},
-    )
+    return web.Response(status=302, headers={"Location": location} | HEADERS)
 
 
 def readable(text: str) -> str:

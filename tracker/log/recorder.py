@@ -28,6 +28,12 @@ class LogFailed(Exception):
     """The log could not take a batch; it is not durable."""
 
 
+class Answering(Protocol):
+    """A connection that holds a visitor's answer back."""
+
+    def answer(self, answer: bytes) -> None: ...
+
+
 @dataclass(slots=True)
 class Batch:
     """One group commit. `opened` is when its oldest event came, on the monotonic clock (s). A batch of watermarks holds
@@ -40,6 +46,7 @@ class Batch:
     size_bytes: int = 0
     events: list[bytes] = field(default_factory=list)
     waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
+    answers: list[tuple[Answering, bytes]] = field(default_factory=list)
     deadline: asyncio.TimerHandle | None = None
 
     def takes(self, at_ms: int, *, is_watermark: bool) -> bool:
@@ -96,13 +103,19 @@ class Recorder:
         if self.queued_events >= limits.QUEUE_EVENTS_MAX:
             self._tally.count(counted_as + Outcome.LOST, at_ms)
             return None
-        loop = asyncio.get_running_loop()
-        batch = self._add(event, at_ms)
-        waiter: asyncio.Future[Outcome] = loop.create_future()
+        batch = self._add_awaited(event, at_ms)
+        waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         batch.waiters.append((waiter, counted_as))
-        if batch.deadline is None:
-            batch.deadline = loop.call_later(self._log.deadline_s, self._settle, batch, Outcome.LATE)
         return waiter
+
+    def answer_when_durable(self, event: bytes, at_ms: int, connection: Answering, answer: bytes) -> bool:
+        """Queue an event; `connection` is told to give its answer when it is known what became of it. False, and
+        counted lost, when the queue is full."""
+        if self.queued_events >= limits.QUEUE_EVENTS_MAX:
+            self._tally.count(Outcome.LOST, at_ms)
+            return False
+        self._add_awaited(event, at_ms).answers.append((connection, answer))
+        return True
 
     def put_watermark(self, event: bytes, at_ms: int) -> None:
         """Queue a watermark, which nobody waits for, between the events around it."""
@@ -143,6 +156,13 @@ class Recorder:
         self.queued_events += 1
         return batch
 
+    def _add_awaited(self, event: bytes, at_ms: int) -> Batch:
+        batch = self._add(event, at_ms)
+        if batch.deadline is None:
+            loop = asyncio.get_running_loop()
+            batch.deadline = loop.call_later(self._log.deadline_s, self._settle, batch, Outcome.LATE)
+        return batch
+
     async def _linger(self, batch: Batch) -> None:
         rest = batch.opened + limits.LINGER_S - time.monotonic()
         if rest > 0 and batch.size_bytes < limits.BATCH_BYTES_MAX:
@@ -172,6 +192,11 @@ class Recorder:
             self._tally.count(counted_as + outcome, batch.first_ms)
             if not waiter.done():
                 waiter.set_result(outcome)
+        answers, batch.answers = batch.answers, []
+        if answers:
+            self._tally.count(outcome, batch.first_ms, len(answers))
+        for connection, answer in answers:
+            connection.answer(answer)
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,206 @@
+"""The fast lane: a plain click is answered where its bytes arrive, with no request object, task or future of its own.
+
+A subclass of aiohttp's connection. What is a complete, plain `GET|HEAD /c/{code}` on a connection where nothing is
+pending, for a link that is held, and ends in a redirect, is decided here by the same steps as at aiohttp's door and
+answered when its batch is durable. Everything else is given to aiohttp as it came, request by request: it is the one
+that refuses, waits for Redis, reads bodies. So the lane may give anything away, and never has to take anything.
+
+One request of a connection is answered at a time; what comes meanwhile is held, and looked at afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import Any
+
+from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
+from httptools import HttpParserError, HttpRequestParser
+
+from schemas import limits
+from schemas.http import Connection
+from schemas.links import CODE
+from tracker.doors.click import HEADERS, asked, to_record
+from tracker.edge import Edge
+from tracker.framing import Framing
+from tracker.steps import Click, Decision, decide
+
+_LINE = re.compile(rb'(GET|HEAD) /c/(%s)/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n' % CODE.pattern.encode(), re.ASCII)
+_END = b"\r\n\r\n"
+# What changes how a request, its body or the connection behind it is read. `proxy-connection`: httptools obeys it.
+_AIOHTTPS = frozenset(
+    b"content-length transfer-encoding connection proxy-connection upgrade expect trailer te http2-settings".split()
+)
+_HEADERS = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+_BODY = {b"GET": "Content-Length: 0\r\n", b"HEAD": ""}  # as aiohttp says it
+
+
+class FastLane(Connection):
+    """One connection of an edge."""
+
+    def __init__(self, edge: Edge, manager: web.Server, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._edge = edge
+        self._framing = Framing()
+        self._peer = ""
+        self._is_answering = False
+        self._is_closing = False
+        self._held = b""
+        self._answered: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_answering:
+            self._hold(data)
+        elif not (self._is_idle() and self._take(data)):
+            self._framing.follow(data)
+            super().data_received(data)
+
+    def _is_idle(self) -> bool:
+        """Whether aiohttp waits for a request, with nothing read, unread or unwritten."""
+        waiter = self._waiter
+        idle = waiter is not None and not waiter.done() and not self._messages and not self._paused
+        return idle and self._framing.is_between and not (self._close or self._force_close)
+
+    def _hold(self, data: bytes) -> None:
+        """One read at most: nothing more is read before the answer is out."""
+        self._held += data
+        self._pause_transport_reading()
+
+    def _take(self, data: bytes) -> bool:
+        """Whether the first request was answered here, or will be; what is behind it is held or looked at."""
+        line = _LINE.match(data)
+        end = data.find(_END) + len(_END)
+        if line is None or not len(_END) <= end <= limits.LANE_HEAD_BYTES_MAX:
+            return False
+        click = _read(self._edge, self._peer, line, data if end == len(data) else data[:end])
+        decision = click and _decided(self._edge, click, line[2].decode())
+        if not click or not decision:
+            return False
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._is_answering, self._held = True, data[end:]
+        if self._held:
+            self._pause_transport_reading()
+        self._answer_when_durable(click, decision, _redirect(decision.location or "", line[1]))
+        return True
+
+    def _answer_when_durable(self, click: Click, decision: Decision, answer: bytes) -> None:
+        event = to_record(self._edge, click, decision)
+        if event is None or not self._edge.recorder.answer_when_durable(event, click.at_ms, self, answer):
+            self.answer(answer)
+
+    def answer(self, answer: bytes) -> None:
+        """Write the answer that was waited for, and go on with what came meanwhile."""
+        self._is_answering = False
+        if self.transport is not None:
+            self.transport.write(answer)
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+        if self._is_closing:
+            self.force_close()
+        elif self._held:
+            held, self._held = self._held, b""
+            self._resume_transport_reading()
+            self.data_received(held)
+
+    def close(self) -> None:
+        """As aiohttp does with a request of its own: an answer that is waited for is still sent."""
+        if self._is_answering:
+            self._is_closing = True
+        else:
+            super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        if self._is_answering:
+            self._is_closing = True
+            self._answered = self._loop.create_future()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._answered
+        await super().shutdown(timeout)
+
+
+class _Headers:
+    """Collects what httptools finds in one head. `is_plain`: nothing is said twice."""
+
+    __slots__ = ("found", "is_plain", "is_whole")
+
+    def begin(self) -> None:
+        self.found: dict[bytes, bytes] = {}
+        self.is_plain = True
+        self.is_whole = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in self.found:
+            self.is_plain = False
+        self.found[name] = value
+
+    def on_message_complete(self) -> None:
+        self.is_whole = True
+
+    def get(self, name: bytes) -> str:
+        return self.found.get(name, b"").decode("utf-8", "surrogateescape")
+
+
+_headers = _Headers()
+_parsers = [HttpRequestParser(_headers)]  # one for all connections: it is given whole heads only
+
+
+def _read_head(head: bytes) -> _Headers | None:
+    """The headers of a plain head; None where aiohttp should look at it."""
+    _headers.begin()
+    try:
+        _parsers[0].feed_data(head)
+    except HttpParserError:
+        _parsers[0] = HttpRequestParser(_headers)
+        return None
+    found = _headers.found
+    kept_alive = found.pop(b"connection", b"keep-alive").lower() == b"keep-alive"
+    if _headers.is_whole and _headers.is_plain and kept_alive and _AIOHTTPS.isdisjoint(found):
+        return _headers if len(found) < limits.LANE_HEADERS_MAX else None
+    _parsers[0] = HttpRequestParser(_headers)
+    return None
+
+
+def _read(edge: Edge, peer: str, line: re.Match[bytes], head: bytes) -> Click | None:
+    headers = _read_head(head)
+    if headers is None:
+        return None
+    return asked(
+        edge,
+        method=line[1].decode(),
+        query=(line[3] or b"").decode(),
+        peer=peer,
+        forwarded_for=headers.get(b"x-forwarded-for"),
+        user_agent=headers.get(b"user-agent"),
+        referer=headers.get(b"referer"),
+        host=headers.get(b"host"),
+        languages=headers.get(b"accept-language"),
+    )
+
+
+def _decided(edge: Edge, click: Click, code: str) -> Decision | None:
+    """The decision if it is a redirect, of configs that are held and fresh."""
+    target = edge.links.held(code, click.host)
+    if target is None or len(click.query) > limits.QUERY_BYTES_MAX:
+        return None
+    try:
+        decision = decide(click, target, edge.keys.signing, edge.known)
+    except Exception:  # whatever it is, aiohttp's door meets it again, says it and answers
+        return None
+    return decision if decision.location is not None else None
+
+
+def _redirect(location: str, method: bytes) -> bytes:
+    return (
+        f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n{_HEADERS}{_BODY[method]}"
+        f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n"
+    ).encode("ascii")
