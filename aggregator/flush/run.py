@@ -93,9 +93,11 @@ async def _apply_for_a_while(session: Session, reader: Reader, window: Window) -
 async def _read(reader: Reader, window: Window, until: float) -> tuple[Batch, Decoded] | None:
     """The next batch; None when there is none before `until`."""
     while time.monotonic() < until:
-        batch = await reader.read()
+        with metrics.STAGE_SECONDS.labels("read").time():
+            batch = await reader.read()
         if batch:
-            return batch, decode(batch.records, window)
+            with metrics.STAGE_SECONDS.labels("decode").time():
+                return batch, decode(batch.records, window)
     return None
 
 
