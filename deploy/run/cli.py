@@ -356,7 +356,11 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(help="journal, kafka, kafka0, nginx; may be repeated. [default: all]")
     ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Each round once more, with 5 % other requests on each connection.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")] = None,
+    svg_file: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Draw the rates there.")] = None,
 ) -> None:
     """Measure durable redirects beside a bare aiohttp and nginx + Lua + Redis, in turns, on one core of this machine.
 
@@ -366,8 +370,8 @@ def bench(
 
     if unknown := set(only or ()) - set(benching.NAMES):
         raise typer.BadParameter(f"{', '.join(unknown)}: there are {', '.join(benching.NAMES)}")
-    wanted = benching.Wanted(rounds, seconds, tuple(connections or (64, 256)), tuple(only or ()))
-    raise typer.Exit(benching.main(wanted, json_file))
+    wanted = benching.Wanted(rounds, seconds, tuple(connections or (64, 256)), tuple(only or ()), mixed)
+    raise typer.Exit(benching.main(wanted, json_file, svg_file))
 
 
 @app.command(hidden=True)

@@ -33,6 +33,7 @@ http {{
                        redis = found and driver or require("nginx.redis") }}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
+    location = /live {{ default_type application/json; return 200 '{{"live": true}}'; }}
     location /c/ {{ content_by_lua_block {{
       local one = redis:new()
       if not one:connect("127.0.0.1", {redis_port}) then return ngx.exit(503) end

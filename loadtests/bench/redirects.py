@@ -16,7 +16,7 @@ _ANSWER = f"HTTP/1.1 302 Found\r\nLocation: {LOCATION}\r\nContent-Length: 0\r\n\
 
 
 class Raw(asyncio.Protocol):
-    """Counts blank lines; nothing in Python can answer with less."""
+    """Counts blank lines, and redirects whatever was asked; nothing in Python can answer with less."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
@@ -36,10 +36,21 @@ async def _redirect(request: web.Request) -> web.Response:
     return web.Response(status=302, headers={"Location": LOCATION})
 
 
-def _bare(listening: socket.socket) -> None:
+async def live(request: web.Request) -> web.Response:
+    """The other request of mixed runs, answered as an edge does."""
+    return web.json_response({"live": True})
+
+
+def bare() -> web.Application:
+    """What people begin with."""
     app = web.Application()
     app.router.add_get("/c/{code}", _redirect)
-    web.run_app(app, sock=listening, backlog=BACKLOG, access_log=None, print=None, loop=uvloop.new_event_loop())
+    app.router.add_get("/live", live)
+    return app
+
+
+def _bare(listening: socket.socket) -> None:
+    web.run_app(bare(), sock=listening, backlog=BACKLOG, access_log=None, print=None, loop=uvloop.new_event_loop())
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from rich.table import Table
 
 from loadtests.bench import rows, systems, verdict, wrk
 from loadtests.bench.contenders import BARE, CEILING, CONTENDERS, Contender
+from loadtests.bench.picture import picture
 from loadtests.bench.systems import Running, Systems
 from loadtests.bench.verdict import Asked, Line, Run
+from loadtests.cpu import cpu_s
 
 WARM_UP_S = 1
 DURABLE = frozenset({"journal", "kafka"})
@@ -39,10 +43,20 @@ class Wanted:
     seconds: int
     connections: tuple[int, ...]
     only: tuple[str, ...]
+    mixed: bool = False
 
     @property
     def contenders(self) -> list[Contender]:
         return [one for one in CONTENDERS if not self.only or one.name in (CEILING, BARE, *self.only)]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What every contender does before the next turn."""
+
+    round: int
+    mixed: bool
+    connections: int
 
 
 @dataclass(slots=True)
@@ -58,7 +72,7 @@ class Found:
     wrong: list[str] = field(default_factory=list)
 
 
-def main(wanted: Wanted, json_file: Path | None) -> int:
+def main(wanted: Wanted, json_file: Path | None, svg_file: Path | None) -> int:
     """Measure, print, write. Returns 1 when an answer was wrong or a click is not exactly one row. Raises
     CannotStart."""
     wrk.check_possible()
@@ -77,6 +91,9 @@ def main(wanted: Wanted, json_file: Path | None) -> int:
     show(found, console)
     if json_file:
         json_file.write_bytes(orjson.dumps(as_json(found, wanted, began), option=orjson.OPT_INDENT_2) + b"\n")
+    if svg_file:
+        caption = f"{began:%Y-%m-%d}, {_commit()}: each system on one core, the load on another of {os.cpu_count()}"
+        svg_file.write_text(picture(verdict.lines(found.runs), caption))
     return 1 if found.wrong else 0
 
 
@@ -98,52 +115,40 @@ async def bench(folder: Path, wanted: Wanted, progress: Progress) -> Found:
 async def _rounds(
     found: Found, started: Systems, there: Sequence[Contender], wanted: Wanted, progress: Progress
 ) -> None:
-    task = progress.add_task("runs", total=wanted.rounds * len(wanted.connections) * len(there))
-    for number in range(wanted.rounds):
-        for connections in wanted.connections:
-            for contender in there if number % 2 == 0 else reversed(there):
-                progress.update(task, description=f"round {number + 1}: {contender.name}, {connections} connections")
-                up, asked = started.up[contender.system], found.asked.setdefault(contender.name, Asked())
-                found.runs.append(await _turn(contender, up, asked, connections, number, wanted.seconds))
-                progress.advance(task)
+    turns = [Turn(*of) for of in product(range(wanted.rounds), (False, True)[: 1 + wanted.mixed], wanted.connections)]
+    task = progress.add_task("runs", total=len(turns) * len(there))
+    for turn in turns:
+        for contender in there if turn.round % 2 == 0 else reversed(there):
+            what = f"round {turn.round + 1}: {contender.name}, {_load(turn.connections, turn.mixed)} connections"
+            progress.update(task, description=what)
+            up, asked = started.up[contender.system], found.asked.setdefault(contender.name, Asked())
+            found.runs.append(await _run(contender, up, asked, turn, wanted.seconds))
+            progress.advance(task)
 
 
-async def _turn(contender: Contender, up: Running, asked: Asked, connections: int, number: int, seconds: int) -> Run:
+async def _run(contender: Contender, up: Running, asked: Asked, turn: Turn, seconds: int) -> Run:
     """Pin, warm up while looking at every answer, measure."""
     systems.pin(up.roots, 0)
     if up.broker:
         systems.pin([up.broker], contender.broker_core)
-    size_bytes = await systems.answer_bytes(up.url, contender.name)
+    sizes = [await systems.answer_bytes(up.url, path) for path in (f"/c/{contender.name}-{wrk.CODES}", "/live")]
     asked.answered, asked.sent = asked.answered + 1, asked.sent + 1
-    note(asked, await wrk.load(up.url, contender.name, connections, WARM_UP_S, check=True), connections, size_bytes)
-    before = psutil.cpu_times(percpu=True)
-    heard = await wrk.load(up.url, contender.name, connections, seconds)
+    load = partial(wrk.load, up.url, contender.name, turn.connections, mixed=turn.mixed)
+    verdict.note(asked, await load(WARM_UP_S, check=True), turn.connections, *sizes)
+    before, spent_s = psutil.cpu_times(percpu=True), cpu_s(up.pids)
+    heard = await load(seconds)
+    spent_s = cpu_s(up.pids) - spent_s
     busy = [_busy(*of) for of in zip(before, psutil.cpu_times(percpu=True), strict=True)]
-    note(asked, heard, connections, size_bytes)
-    p50_ms, p99_ms = heard.p50_us / 1e3, heard.p99_us / 1e3
-    return Run(contender.name, connections, number, heard.rate_s, p50_ms, p99_ms, (busy[0], busy[1]))
+    verdict.note(asked, heard, turn.connections, *sizes)
+    return Run(
+        contender.name, turn.connections, turn.mixed, turn.round, heard.rate_s, heard.p50_us / 1e3, heard.p99_us / 1e3,
+        spent_s / max(heard.answered, 1) * 1e6, (busy[0], busy[1]),
+    )  # fmt: skip
 
 
 def _busy(before: Any, after: Any) -> float:
     spent = [now - then for then, now in zip(before, after, strict=True)]
     return 1 - (spent[before._fields.index("idle")] / sum(spent) if sum(spent) else 1)
-
-
-def note(asked: Asked, heard: wrk.Heard, connections: int, size_bytes: int) -> None:
-    """Add a run to what was asked, and complain of its answers: of those that were looked at, and of the size of
-    all."""
-    asked.answered += heard.answered
-    asked.sent += heard.answered + connections
-    asked.ids += heard.ids.split()
-    for what, number in (
-        ("not a redirect with a click id", heard.wrong), ("4xx or 5xx", heard.refused),
-        ("broken connections", heard.broken),
-    ):  # fmt: skip
-        if number:
-            asked.complaints.append(f"{number:,} of {heard.answered:,} answers: {what}")
-    least, most = heard.answered * size_bytes, (heard.answered + connections) * size_bytes
-    if not least <= heard.size_bytes <= most:
-        asked.complaints.append(f"{heard.answered:,} answers of {size_bytes} bytes came to {heard.size_bytes:,} bytes")
 
 
 async def _count(found: Found, started: Systems, there: Sequence[Contender], progress: Progress) -> None:
@@ -184,13 +189,15 @@ def show(found: Found, console: Console) -> None:
 
 
 def _figures(found: Found) -> Table:
-    table = Table("contender", "conn.", title="each system on core 0, wrk on core 1; medians of the rounds")
-    for head in ("answers/s", "min - max", "x bare", "p50 ms", "p99 ms", "p99 x bare", "busy 0, 1"):
+    title = "each system on core 0, wrk on core 1; medians of the rounds; CPU of all its processes for each answer"
+    mixed = any(run.mixed for run in found.runs)
+    table = Table("contender", "conn.", title=title, caption="+5 %: of 20 requests one is GET /live" if mixed else None)
+    for head in ("answers/s", "min - max", "x bare", "p50 ms", "p99 ms", "p99 x bare", "CPU µs", "busy 0, 1"):
         table.add_column(head, justify="right")
     lines, what = verdict.lines(found.runs), {one.name: one.what for one in CONTENDERS}
-    ceilings = {line.connections: line for line in lines if line.name == CEILING}
-    for line in sorted(lines, key=lambda line: (line.connections, NAMES.index(line.name))):
-        table.add_row(what[line.name], *_cells(line, ceilings.get(line.connections)))
+    ceilings = {(line.connections, line.mixed): line for line in lines if line.name == CEILING}
+    for line in sorted(lines, key=lambda line: (line.mixed, line.connections, NAMES.index(line.name))):
+        table.add_row(what[line.name], *_cells(line, ceilings.get((line.connections, line.mixed))))
     for name, reason in found.missing.items():
         table.add_row(f"{what[name]}: {reason}", "-")
     return table
@@ -199,10 +206,15 @@ def _figures(found: Found) -> Table:
 def _cells(line: Line, ceiling: Line | None) -> list[str]:
     near = " *" if line.near(ceiling) else ""  # the load generator may be the limit
     return [
-        str(line.connections), f"{line.rate_s:,.0f}{near}", f"{line.rate_min_s:,.0f} - {line.rate_max_s:,.0f}",
+        _load(line.connections, line.mixed),
+        f"{line.rate_s:,.0f}{near}", f"{line.rate_min_s:,.0f} - {line.rate_max_s:,.0f}",
         f"{line.of_bare:.2f}", f"{line.p50_ms:.2f}", f"{line.p99_ms:.2f}", f"{line.p99_of_bare:.2f}",
-        f"{line.busy[0]:.0%}, {line.busy[1]:.0%}",
+        f"{line.cpu_us:.0f}", f"{line.busy[0]:.0%}, {line.busy[1]:.0%}",
     ]  # fmt: skip
+
+
+def _load(connections: int, mixed: bool) -> str:
+    return f"{connections} +5 %" if mixed else f"{connections}"
 
 
 def _goals(found: Found) -> Table:
@@ -213,19 +225,20 @@ def _goals(found: Found) -> Table:
         goal = met.goal
         figure = "answers/s" if goal.figure == "rate_s" else "p99"
         figures = [f"{n:.2f}" for n in (met.measured, goal.goal, goal.floor)]
-        table.add_row(f"{goal.name} / {goal.over}", str(goal.connections), figure, *figures, met.verdict)
+        load = _load(goal.connections, met.mixed)
+        table.add_row(f"{goal.name} / {goal.over}", load, figure, *figures, met.verdict)
     return table
 
 
 def as_json(found: Found, wanted: Wanted, began: datetime) -> dict[str, Any]:
     """All of it, with when, where and what was measured."""
-    met_or_not = verdict.goals(found.runs)
     asked = {name: {"answered": of.answered, "sent_max": of.sent} for name, of in found.asked.items()}
     return {
         "date": began, "commit": _commit(), "options": asdict(wanted),
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
         "figures": [asdict(line) for line in verdict.lines(found.runs)],
-        "goals": [{**asdict(met.goal), "measured": met.measured, "verdict": met.verdict} for met in met_or_not],
+        "goals": [asdict(met.goal) | {"mixed": met.mixed, "measured": met.measured, "verdict": met.verdict}
+                  for met in verdict.goals(found.runs)],
         "runs": [asdict(run) for run in found.runs], "asked": asked, "rows": found.rows, "outcomes": found.outcomes,
         "applied_s": found.applied_s, "missing": found.missing, "wrong": found.wrong,
     }  # fmt: skip

@@ -49,6 +49,11 @@ class Running:
     broker: int | None = None
     house: House | None = None
 
+    @property
+    def pids(self) -> list[int]:
+        """Of all whose CPU a click needs."""
+        return [*self.roots, self.broker] if self.broker else self.roots
+
 
 @dataclass(slots=True)
 class Systems:
@@ -182,23 +187,23 @@ async def _make_links(database_url: str, names: list[str]) -> None:
 async def _until_live(url: str, name: str) -> None:
     """Wait until the last link redirects, asked by a HEAD, which is no click. Raises CannotStart."""
     gives_up = time.monotonic() + LIVE_S
-    while not (head := await _head(url, "HEAD", name)).startswith(b"HTTP/1.1 302"):
+    while not (head := await _head(url, "HEAD", f"/c/{name}-{CODES}")).startswith(b"HTTP/1.1 302"):
         if time.monotonic() > gives_up:
             raise CannotStart(f"{name} does not redirect, its last answer is {head[:100]!r}")
         await asyncio.sleep(0.05)
 
 
-async def answer_bytes(url: str, name: str) -> int:
-    """The size of the answer to a click; each of a system's is as long, its ids differ and nothing else does."""
-    head = await _head(url, "GET", name)
+async def answer_bytes(url: str, path: str) -> int:
+    """The size of the answer to a GET; each of a system's is as long, its ids differ and nothing else does."""
+    head = await _head(url, "GET", path)
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return len(head) + int(length[1] if length else 0)
 
 
-async def _head(url: str, method: str, name: str) -> bytes:
+async def _head(url: str, method: str, path: str) -> bytes:
     try:
         reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
-        ask = f"{method} /c/{name}-{CODES} HTTP/1.1\r\nHost: go.example\r\nUser-Agent: {edges.BROWSER}\r\n\r\n"
+        ask = f"{method} {path} HTTP/1.1\r\nHost: go.example\r\nUser-Agent: {edges.BROWSER}\r\n\r\n"
         writer.write(ask.encode())
         head = await reader.readuntil(b"\r\n\r\n")
         writer.close()

@@ -7,25 +7,29 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from loadtests.bench.contenders import BARE, CEILING, GOALS, Figure, Goal
+from loadtests.bench.wrk import Heard
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A timed run. `busy` is the share of cores 0 and 1 that was not idle."""
+    """A timed run; `mixed`: of 20 requests one was no click. `rate_s` is of all answers, and `cpu_us` for each of them:
+    of all processes of the system, the broker included. `busy` is the share of cores 0 and 1 that was not idle."""
 
     name: str
     connections: int
+    mixed: bool
     round: int
     rate_s: float
     p50_ms: float
     p99_ms: float
+    cpu_us: float
     busy: tuple[float, float]
 
 
 @dataclass(slots=True)
 class Asked:
-    """All that was ever asked of a contender, warm-up and all: answers that were heard, and requests that were sent at
-    most, a connection being cut off with one under way. `complaints` are answers that were wrong."""
+    """All clicks ever made on a contender, warm-up and all: how many were answered at least, and sent at most, a
+    connection being cut off with one under way. `complaints` are answers that were wrong."""
 
     answered: int = 0
     sent: int = 0
@@ -40,6 +44,7 @@ class Line:
 
     name: str
     connections: int
+    mixed: bool
     rate_s: float
     rate_min_s: float
     rate_max_s: float
@@ -47,6 +52,7 @@ class Line:
     p99_ms: float
     of_bare: float
     p99_of_bare: float
+    cpu_us: float
     busy: tuple[float, float]
 
     def near(self, ceiling: Line | None) -> bool:
@@ -59,6 +65,7 @@ class Met:
     """A goal and what was measured."""
 
     goal: Goal
+    mixed: bool
     measured: float
 
     @property
@@ -69,33 +76,61 @@ class Met:
         return "under the goal" if sign * self.measured < sign * self.goal.goal else "met"
 
 
-def ratio(runs: Sequence[Run], name: str, over: str, connections: int, figure: Figure) -> float | None:
+def note(asked: Asked, heard: Heard, connections: int, size_bytes: int, other_bytes: int = 0) -> None:
+    """Add a run to what was asked, and complain of its answers: of those that were looked at, and of the size of all,
+    `size_bytes` being that of a click's, `other_bytes` that of another's."""
+    asked.answered += heard.answered - heard.others
+    asked.sent += heard.answered - heard.others + connections
+    asked.ids += heard.ids.split()
+    for what, number in (
+        ("not a redirect with a click id", heard.wrong), ("4xx or 5xx", heard.refused),
+        ("broken connections", heard.broken),
+    ):  # fmt: skip
+        if number:
+            asked.complaints.append(f"{number:,} of {heard.answered:,} answers: {what}")
+    size = (heard.answered - heard.others) * size_bytes + heard.others * other_bytes
+    # those cut off may have been heard in part, and may have been others that were counted when they were sent
+    least = size - min(heard.others, connections) * max(0, other_bytes - size_bytes)
+    most = size + connections * max(size_bytes, other_bytes)
+    if not least <= heard.size_bytes <= most:
+        asked.complaints.append(f"{heard.answered:,} answers came to {heard.size_bytes:,} bytes, not to {size:,}")
+
+
+def ratio(
+    runs: Sequence[Run], name: str, over: str, connections: int, figure: Figure, *, mixed: bool = False
+) -> float | None:
     """The median of the ratios within each round; None where one of them has no runs."""
-    figures = {(run.name, run.round): getattr(run, figure) for run in runs if run.connections == connections}
+    alike = [run for run in runs if (run.connections, run.mixed) == (connections, mixed)]
+    figures = {(run.name, run.round): getattr(run, figure) for run in alike}
     rounds = {number for of, number in figures if of == name} & {number for of, number in figures if of == over}
     return median(figures[name, number] / figures[over, number] for number in rounds) if rounds else None
 
 
 def lines(runs: Sequence[Run]) -> list[Line]:
-    """One for each contender and number of connections, in the order in which they first ran."""
-    return [_line(runs, *of) for of in dict.fromkeys((run.name, run.connections) for run in runs)]
+    """One for each contender, number of connections, and mixed or not, in the order in which they first ran."""
+    return [_line(runs, *of) for of in dict.fromkeys((run.name, run.connections, run.mixed) for run in runs)]
 
 
-def _line(runs: Sequence[Run], name: str, connections: int) -> Line:
-    own = [run for run in runs if (run.name, run.connections) == (name, connections)]
+def _line(runs: Sequence[Run], name: str, connections: int, mixed: bool) -> Line:
+    own = [run for run in runs if (run.name, run.connections, run.mixed) == (name, connections, mixed)]
     rates = [run.rate_s for run in own]
     return Line(
-        name, connections, median(rates), min(rates), max(rates),
+        name, connections, mixed, median(rates), min(rates), max(rates),
         median(run.p50_ms for run in own), median(run.p99_ms for run in own),
-        ratio(runs, name, BARE, connections, "rate_s") or 0.0, ratio(runs, name, BARE, connections, "p99_ms") or 0.0,
-        (median(run.busy[0] for run in own), median(run.busy[1] for run in own)),
+        ratio(runs, name, BARE, connections, "rate_s", mixed=mixed) or 0.0,
+        ratio(runs, name, BARE, connections, "p99_ms", mixed=mixed) or 0.0,
+        median(run.cpu_us for run in own), (median(run.busy[0] for run in own), median(run.busy[1] for run in own)),
     )  # fmt: skip
 
 
 def goals(runs: Sequence[Run]) -> list[Met]:
-    """Those whose both sides were measured."""
-    found = ((goal, ratio(runs, goal.name, goal.over, goal.connections, goal.figure)) for goal in GOALS)
-    return [Met(goal, measured) for goal, measured in found if measured is not None]
+    """Those whose both sides were measured; mixed runs have the same."""
+    found = (
+        (goal, mixed, ratio(runs, goal.name, goal.over, goal.connections, goal.figure, mixed=mixed))
+        for mixed in (False, True)
+        for goal in GOALS
+    )
+    return [Met(goal, mixed, measured) for goal, mixed, measured in found if measured is not None]
 
 
 def wrong(asked: Mapping[str, Asked], rows: Mapping[str, int], durable: set[str], ids_found: int) -> list[str]:

@@ -16,10 +16,12 @@ CORE = 1
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """A run of wrk: answers, bytes of all of them, answers with a 4xx or 5xx, errors of sockets and timeouts; where
-    every answer was looked at, those that were not our redirect, and some of the click ids."""
+    """A run of wrk: answers, how many requests were no clicks, bytes of all answers, answers with a 4xx or 5xx, errors
+    of sockets and timeouts; where every answer was looked at, those that were not our redirect, and some of the click
+    ids."""
 
     answered: int
+    others: int
     took_us: int
     size_bytes: int
     p50_us: int
@@ -42,10 +44,13 @@ def check_possible() -> None:
         raise CannotStart("the bench needs Linux and the cores 0 and 1: a system on the one, the load on the other")
 
 
-async def load(url: str, name: str, connections: int, seconds: int, *, check: bool = False) -> Heard:
-    """Click on a contender's links for some seconds. Raises CannotStart when wrk fails."""
+async def load(
+    url: str, name: str, connections: int, seconds: int, *, links: int = CODES, mixed: bool = False, check: bool = False
+) -> Heard:
+    """Click on a contender's links for some seconds; `mixed`: of 20 requests one is `GET /live`. Raises CannotStart
+    when wrk fails."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(files("loadtests.bench") / "clicks.lua")]
-    command += [url, "--", name, str(CODES), *(["check"] if check else [])]
+    command += [url, "--", name, str(links), *(["mixed"] if mixed else []), *(["check"] if check else [])]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
     said, errors = await process.communicate()

@@ -1,18 +1,24 @@
 """What the bench makes of its runs; the runs themselves are `make bench`."""
 
 from collections.abc import Iterator
+from typing import cast
+from xml.etree import ElementTree
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.run.children import CannotStart
-from loadtests.bench import run, verdict, wrk
+from loadtests.bench import redirects, run, verdict, wrk
 from loadtests.bench.contenders import BARE, CEILING, CONTENDERS, GOALS, Goal
+from loadtests.bench.picture import picture
 from loadtests.bench.redirects import LOCATION
 from loadtests.bench.verdict import Asked, Met, Run
 from loadtests.heard import click_id_of
 from schemas.click_id import TEXT_LENGTH, ClickKey, mint
+from tracker.doors import health
+from tracker.edge import Edge
 
 SAID = """Running 1s test @ http://127.0.0.1:8080
   1 threads and 64 connections
@@ -23,17 +29,19 @@ SAID = """Running 1s test @ http://127.0.0.1:8080
 Requests/sec:  13490.00
 """
 OURS = (
-    '{"answered":13490,"took_us":1000000,"size_bytes":2900000,"p50_us":4190,"p99_us":8160,'
+    '{"answered":13490,"others":0,"took_us":1000000,"size_bytes":2900000,"p50_us":4190,"p99_us":8160,'
     '"refused":0,"broken":0,"wrong":0,"ids":" a b"}\n'
 )
 
 
-def a_run(name: str, number: int, rate_s: float, p99_ms: float = 5.0, connections: int = 64) -> Run:
-    return Run(name, connections, number, rate_s, 1.0, p99_ms, (1.0, 0.5))
+def a_run(
+    name: str, number: int, rate_s: float, p99_ms: float = 5.0, connections: int = 64, mixed: bool = False
+) -> Run:
+    return Run(name, connections, mixed, number, rate_s, 1.0, p99_ms, 50.0, (1.0, 0.5))
 
 
 def heard(**fields: int | str) -> wrk.Heard:
-    sound = {"answered": 1_000, "took_us": 1_000_000, "size_bytes": 200_000, "p50_us": 1, "p99_us": 2}
+    sound = {"answered": 1_000, "others": 0, "took_us": 1_000_000, "size_bytes": 200_000, "p50_us": 1, "p99_us": 2}
     return wrk.Heard(**(sound | {"refused": 0, "broken": 0, "wrong": 0, "ids": ""} | fields))
 
 
@@ -69,7 +77,7 @@ def test_a_machine_that_drifts_between_rounds_does_not_change_a_ratio(drift: lis
 def test_a_line_has_the_median_and_the_span_of_its_own_rounds() -> None:
     rates = (30_000, 10_000, 20_000)
     runs = [a_run(BARE, n, 10_000) for n in range(3)] + [a_run("journal", n, rate) for n, rate in enumerate(rates)]
-    runs += [a_run("journal", 0, 1.0, connections=256)]
+    runs += [a_run("journal", 0, 1.0, connections=256), a_run("journal", 0, 1.0, mixed=True)]
     line = next(line for line in verdict.lines(runs) if (line.name, line.connections) == ("journal", 64))
     assert (line.rate_s, line.rate_min_s, line.rate_max_s, line.of_bare) == (20_000, 10_000, 30_000, 2.0)
 
@@ -89,12 +97,18 @@ def test_a_contender_near_the_ceiling_is_marked() -> None:
 )  # fmt: skip
 def test_a_goal_is_met_missed_or_beyond_its_floor(figure: str, measured: float, said: str) -> None:
     bounds = (2.2, 1.5) if figure == "rate_s" else (1.0, 1.8)
-    assert Met(Goal("journal", BARE, 64, *bounds, figure), measured).verdict == said
+    assert Met(Goal("journal", BARE, 64, *bounds, figure), False, measured).verdict == said
 
 
 def test_a_goal_over_somebody_who_did_not_run_is_left_out() -> None:
     found = verdict.goals([a_run("journal", 0, 1.0), a_run(BARE, 0, 1.0)])
     assert {met.goal.over for met in found} == {BARE}
+
+
+def test_mixed_runs_are_held_against_mixed_runs_and_the_same_goals() -> None:
+    plain = [a_run(BARE, 0, 10.0), a_run("journal", 0, 20.0)]
+    met = verdict.goals([*plain, a_run(BARE, 0, 10.0, mixed=True), a_run("journal", 0, 40.0, mixed=True)])
+    assert {(of.mixed, of.measured) for of in met if of.goal.figure == "rate_s"} == {(False, 2.0), (True, 4.0)}
 
 
 def test_every_goal_is_about_contenders_that_there_are() -> None:
@@ -138,16 +152,47 @@ def test_a_contender_that_answered_nothing_fails() -> None:
 )
 def test_an_answer_that_is_not_the_redirect_fails(fields: dict[str, int]) -> None:
     asked = Asked()
-    run.note(asked, heard(**fields), 64, 200)
+    verdict.note(asked, heard(**fields), 64, 200)
     assert len(asked.complaints) == 1
     assert verdict.wrong({BARE: asked}, {}, set(), 0) == [f"bare: {asked.complaints[0]}"]
 
 
 def test_runs_add_up_to_what_was_asked() -> None:
     asked = Asked()
-    run.note(asked, heard(ids=" x y"), 64, 200)
-    run.note(asked, heard(size_bytes=212_800), 64, 200)  # all 64 that were cut off had been answered
+    verdict.note(asked, heard(ids=" x y"), 64, 200)
+    verdict.note(asked, heard(size_bytes=212_800), 64, 200)  # all 64 that were cut off had been answered
     assert (asked.answered, asked.sent, asked.ids, asked.complaints) == (2_000, 2_128, ["x", "y"], [])
+
+
+@given(st.integers(0, 64), st.integers(0, 64), st.booleans())
+def test_sizes_of_mixed_answers_hold_however_the_end_cuts_them_off(
+    cut_off: int, heard_in_full: int, ours: bool
+) -> None:
+    """Of the last requests on 64 connections `cut_off` are others without an answer; some of them arrived uncounted."""
+    click_bytes, other_bytes = (200, 150) if ours else (150, 200)
+    asked, others = Asked(), max(50, cut_off)
+    size_bytes = (1_000 - others + cut_off) * click_bytes + (others - cut_off) * other_bytes
+    size_bytes += min(heard_in_full, cut_off) * other_bytes + max(0, heard_in_full - cut_off) * click_bytes
+    verdict.note(asked, heard(others=others, size_bytes=size_bytes), 64, click_bytes, other_bytes)
+    assert asked.complaints == []
+    assert asked.answered <= 1_000 - others + cut_off <= asked.sent
+
+
+async def test_the_other_request_is_answered_alike_by_the_bare_server_and_an_edge() -> None:
+    asked = make_mocked_request("GET", "/live")
+    assert (await redirects.live(asked)).body == (await health.live(asked, cast(Edge, None))).body
+
+
+def test_the_picture_is_xml_with_a_bar_for_each_contender_that_ran() -> None:
+    runs = [a_run(CEILING, 0, 90_000), a_run(BARE, 0, 10_000), a_run("journal", 0, 25_000)]
+    runs += [a_run("journal", 0, 20_000, mixed=True)]
+    drawn = ElementTree.fromstring(picture(verdict.lines(runs), "today & here"))
+    bars = [float(bar.attrib["width"]) for bar in drawn.iter("{http://www.w3.org/2000/svg}rect")]
+    said = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert bars[0] == pytest.approx(bars[1] / 2.5, rel=0.01)
+    assert "25,000, 2.5 x bare" in said
+    assert said[-1] == "today & here"
+    assert len(bars) == 2
 
 
 def test_the_fixed_redirect_is_as_long_as_a_real_one() -> None:
