@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint faults bench lock
+.PHONY: help up test lint faults bench spike-k6 spike-locust lock
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,13 @@ faults: $(READY) ## the long fault runs, with their strict bounds
 
 bench: $(READY) ## durable redirects beside what people build by hand, measured in turns (needs wrk)
 	@exec $(BIN)/clickdam bench $(ARGS)
+
+# sizes are variables, such as RESTING_PER_S=300 LOG=kafka FREEZE_BROKER_S=10: docs/load-tests.md
+spike-k6: $(READY) ## a ten-fold spike and other bad days by k6; fails where it is slow or a click is lost
+	@exec $(BIN)/python -m loadtests.spikes k6
+
+spike-locust: $(READY) ## the same by locust
+	@exec $(BIN)/python -m loadtests.spikes locust
 
 lock: $(READY) ## pin the dependencies again (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras -o requirements.lock pyproject.toml

@@ -1,0 +1,1 @@
+"""What locust is told to do."""
