@@ -47,6 +47,7 @@ class FastLane(Connection):
         self._framing = Framing()
         self._peer = ""
         self._is_answering = False
+        self._is_holding = False
         self._is_closing = False
         self._held = b""
         self._answered: asyncio.Future[None] | None = None
@@ -57,20 +58,30 @@ class FastLane(Connection):
         self._peer = str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     def data_received(self, data: bytes) -> None:
-        if self._is_answering:
+        if self._is_holding:
             self._hold(data)
+        elif self._is_about_to_wait():
+            self._hold(data)
+            self._loop.call_soon(self._go_on)
         elif not (self._is_idle() and self._take(data)):
             self._framing.follow(data)
             super().data_received(data)
 
     def _is_idle(self) -> bool:
-        """Whether aiohttp waits for a request, with nothing read, unread or unwritten."""
+        """Whether aiohttp waits for a request, or has not begun to, with nothing read, unread or unwritten."""
         waiter = self._waiter
-        idle = waiter is not None and not waiter.done() and not self._messages and not self._paused
+        waits = self._request_count == 0 if waiter is None else not waiter.done()
+        idle = waits and not self._messages and not self._paused
         return idle and self._framing.is_between and not (self._close or self._force_close)
 
+    def _is_about_to_wait(self) -> bool:
+        """Whether aiohttp has answered and will wait in a moment: who asks again at once must not be its for ever."""
+        has_answered = self._request_count > 0 and not self._messages and not self._request_in_progress
+        return has_answered and self._waiter is None and not (self._close or self._force_close)
+
     def _hold(self, data: bytes) -> None:
-        """One read at most: nothing more is read before the answer is out."""
+        """One read at most: nothing more is read before what is held is looked at."""
+        self._is_holding = True
         self._held += data
         self._pause_transport_reading()
 
@@ -85,9 +96,9 @@ class FastLane(Connection):
         if not click or not decision:
             return False
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        self._is_answering, self._held = True, data[end:]
-        if self._held:
-            self._pause_transport_reading()
+        self._is_answering = self._is_holding = True
+        if end < len(data):
+            self._hold(data[end:])
         self._answer_when_durable(click, decision, _redirect(decision.location or "", line[1]))
         return True
 
@@ -105,7 +116,13 @@ class FastLane(Connection):
             self._answered.set_result(None)
         if self._is_closing:
             self.force_close()
-        elif self._held:
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Look at what was held."""
+        self._is_holding = False
+        if self._held:
             held, self._held = self._held, b""
             self._resume_transport_reading()
             self.data_received(held)
