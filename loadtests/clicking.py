@@ -28,14 +28,17 @@ async def _send_some(queue: Iterator[Click], edge_url: str, heard: Heard, began:
     wire: Wire | None = None
     try:
         for click in queue:
-            if rate:
-                await _sleep_until(began + click.at_s * PLANNED_CLICKS_PER_S / rate)
+            due = began + click.at_s * PLANNED_CLICKS_PER_S / rate if rate else None
+            if due is not None:
+                await _sleep_until(due)
             if wire is None or not wire.alive:
                 wire = await connect(edge_url)
             heard.sent += 1
             heard.planned_s = max(heard.planned_s, click.at_s)
             try:
                 _hear(click, await ask(wire, click, host), heard)
+                if due is not None:
+                    heard.took_s.append(asyncio.get_running_loop().time() - due)
             except CutOff:
                 heard.cut_off.append(click)
                 heard.settled[click.number] = None

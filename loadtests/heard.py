@@ -22,12 +22,14 @@ class Buyer:
 
 @dataclass(slots=True)
 class Heard:
-    """`settled`: click number -> its click id, None where it got none. `planned_s`: how far the clicks have come."""
+    """`settled`: click number -> its click id, None where it got none. `planned_s`: how far the clicks have come.
+    `took_s`, of clicks at a fixed rate: from the moment each was due to its answer, however late it was sent."""
 
     planned_s: float = 0.0
     sent: int = 0
     settled: dict[int, str | None] = field(default_factory=dict)
     cut_off: list[Click] = field(default_factory=list)
+    took_s: list[float] = field(default_factory=list)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     buyers: dict[int, Buyer] = field(default_factory=dict)
     buying_clicks: set[int] = field(default_factory=set)

@@ -82,5 +82,22 @@ async def test_a_rate_is_kept() -> None:
     assert 0.4 < time.monotonic() - began < 1.5
 
 
+async def test_a_stall_is_felt_by_everybody_who_was_due_meanwhile() -> None:
+    planned = list(workload.clicks(1, CODES, 500))
+    heard, asked = Heard(), 0
+
+    def answer(head: bytes) -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked == 100:
+            time.sleep(0.4)  # nobody is asked or answered, and at 1,000 clicks a second 400 are due
+        return _answer(head)
+
+    async with answering(answer) as url:
+        await send_clicks(planned, url, heard, rate=1_000)
+    assert len(heard.took_s) == 500
+    assert sum(took_s > 0.1 for took_s in heard.took_s) > 200
+
+
 def test_a_uuid_is_read_out_of_a_click_id() -> None:
     assert uuid_of(CLICK_ID).bytes == UUID_7
