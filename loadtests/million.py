@@ -8,17 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import shutil
 import sys
-import tempfile
 import time
 from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 
 import asyncpg
 import psutil
@@ -26,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from deploy.run import servers
 from loadtests.faults.edges import read_answer, request
 from loadtests.faults.house import House, house
 from loadtests.percentiles import distribution
+from loadtests.stores import redis_and_postgres
 from schemas import redis_keys
 from schemas.redis import Redis, done, publishing, reading
 
@@ -139,24 +134,14 @@ def worker_rss(built: House) -> int:
     return sum(int(psutil.Process(pid).memory_info().rss) for pid in built.worker_pids())
 
 
-@asynccontextmanager
-async def redis_and_postgres() -> AsyncIterator[tuple[Path, servers.Server, servers.Server]]:
-    folder = Path(tempfile.mkdtemp(prefix="clickdam-million-"))
-    folder.chmod(0o711)
-    valkey, postgres = servers.start_valkey(folder / "valkey"), servers.start_postgres(folder / "postgres")
-    try:
-        yield folder, valkey, postgres
-    finally:
-        servers.stop_valkey(valkey)
-        servers.stop_postgres(postgres)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 async def measure(count: int, clicks: int, progress: Progress) -> dict[str, str]:
     """What was found, as lines of a table."""
-    async with redis_and_postgres() as (folder, valkey, postgres), publishing(valkey.url) as redis:
+    with redis_and_postgres("million") as (folder, valkey, postgres):
         log_url = f"journal://{folder}/journal"
-        async with house(folder / "house", postgres.url, valkey.url, log_url) as built:
+        async with (
+            publishing(valkey.url) as redis,
+            house(folder / "house", postgres.url, valkey.url, log_url) as built,
+        ):
             loaded_s = await load(postgres.url, count)
             filled = await measure_refill(redis, valkey.url, built.aggregators[0], count, progress)
             visited = await measure_edge(built, count, clicks, progress)

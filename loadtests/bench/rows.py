@@ -1,17 +1,15 @@
-"""Whether every answered click is a row: the logs are applied after the last timed run, then both are counted."""
+"""Whether every answered click is a row: wait until the logs are applied, then count both."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import asyncpg
 
 from deploy.run.backlog import behind, held
-from deploy.run.children import free_port
-from loadtests.bench.systems import Systems
 from loadtests.faults.house import House
 from loadtests.heard import uuid_of
 from schemas.settings import PREFIX, LogSettings, load
@@ -22,20 +20,17 @@ SELECT split_part(link.code, '-', 1) AS name, count(*) AS rows FROM click JOIN l
 """
 
 
-async def applied(systems: Systems, advance: Callable[[int, int], None]) -> float:
-    """Apply all logs to Postgres, calling `advance` with how many entries are done of how many; seconds it took. Gives
-    up when nothing moves for a minute: the count then says what is missing."""
-    logs = [_log_of(house) for house in systems.houses.values()]
+async def applied(logs: Iterable[LogSettings], database_url: str, advance: Callable[[int, int], None]) -> float:
+    """Wait until all that is in the logs is in Postgres, calling `advance` with how many entries are done of how many;
+    seconds it took. Gives up when nothing moves for a minute: the count then says what is missing."""
     there = {of: rows for log in logs for of, rows in (await held(log)).items()}
     total = sum(map(len, there.values()))
-    for house in systems.houses.values():
-        house.aggregators.append(await house.spawn("aggregator", CLICKDAM_ADMIN_PORT=str(free_port())))
     began = moved = time.monotonic()
     least = total + 1
     while least > 0 and time.monotonic() - moved < STANDS_STILL_S:
         left = least
         with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError):
-            left = await behind(there, systems.database_url)
+            left = await behind(there, database_url)
         if left < least:
             least, moved = left, time.monotonic()
             advance(total - left, total)
@@ -43,7 +38,8 @@ async def applied(systems: Systems, advance: Callable[[int, int], None]) -> floa
     return time.monotonic() - began
 
 
-def _log_of(house: House) -> LogSettings:
+def log_of(house: House) -> LogSettings:
+    """Where its edge writes and its aggregators read."""
     return load(LogSettings, log_url=house.env[f"{PREFIX}LOG_URL"])
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +26,7 @@ from loadtests.bench.contenders import BARE, CEILING, CONTENDERS, Contender
 from loadtests.bench.picture import picture
 from loadtests.bench.systems import Running, Systems
 from loadtests.bench.verdict import Asked, Line, Run
+from loadtests.circumstances import circumstances, commit
 from loadtests.cpu import cpu_s
 
 WARM_UP_S = 1
@@ -92,7 +91,7 @@ def main(wanted: Wanted, json_file: Path | None, svg_file: Path | None) -> int:
     if json_file:
         json_file.write_bytes(orjson.dumps(as_json(found, wanted, began), option=orjson.OPT_INDENT_2) + b"\n")
     if svg_file:
-        caption = f"{began:%Y-%m-%d}, {_commit()}: each system on one core, the load on another of {os.cpu_count()}"
+        caption = f"{began:%Y-%m-%d}, {commit()}: each system on one core, the load on another of {os.cpu_count()}"
         svg_file.write_text(picture(verdict.lines(found.runs), caption))
     return 1 if found.wrong else 0
 
@@ -157,8 +156,11 @@ async def _count(found: Found, started: Systems, there: Sequence[Contender], pro
         task = progress.add_task("logs applied", total=None)
         for name, house in started.houses.items():
             found.outcomes[name] = outcomes(await house.metrics())
+        for house in started.houses.values():
+            await house.start_aggregator()
+        logs = [rows.log_of(house) for house in started.houses.values()]
         found.applied_s = await rows.applied(
-            started, lambda done, total: progress.update(task, completed=done, total=total)
+            logs, started.database_url, lambda done, total: progress.update(task, completed=done, total=total)
         )
     ids = [one for name in durable for one in found.asked[name].ids]
     counted, ids_found = await rows.counted(started.database_url, ids) if durable else ({}, 0)
@@ -234,19 +236,10 @@ def as_json(found: Found, wanted: Wanted, began: datetime) -> dict[str, Any]:
     """All of it, with when, where and what was measured."""
     asked = {name: {"answered": of.answered, "sent_max": of.sent} for name, of in found.asked.items()}
     return {
-        "date": began, "commit": _commit(), "options": asdict(wanted),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+        **circumstances(began), "options": asdict(wanted),
         "figures": [asdict(line) for line in verdict.lines(found.runs)],
         "goals": [asdict(met.goal) | {"mixed": met.mixed, "measured": met.measured, "verdict": met.verdict}
                   for met in verdict.goals(found.runs)],
         "runs": [asdict(run) for run in found.runs], "asked": asked, "rows": found.rows, "outcomes": found.outcomes,
         "applied_s": found.applied_s, "missing": found.missing, "wrong": found.wrong,
     }  # fmt: skip
-
-
-def _commit() -> str:
-    """Of the checkout that this runs from, with `-dirty` where it was changed; empty outside of one."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    if shutil.which("git") is None:
-        return ""
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
