@@ -18,7 +18,7 @@ from loadtests.spikes.system import WARM_LINKS, Running
 
 Kind = Literal["warm", "hot", "cold", "buy", "day", "read"]
 READERS = 20  # at once
-WAIT_MAX_S = 0.25  # of an arrival: where all wait longer, the generator runs out of connections and says so
+WAIT_MAX_S = 0.5  # of an arrival: where all wait longer, the generator runs out of connections and says so
 HEADERS = {
     "User-Agent": BROWSER,
     "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
@@ -37,7 +37,7 @@ class Sizes(BaseSettings):
 
     resting_per_s: Annotated[int, Field(gt=0)]  # the spike must be within the capacity of the cores that there are
     spike_times: Annotated[int, Field(gt=1)] = 10
-    stretch: Annotated[float, Field(gt=0)] = 1.0  # of every stage's time
+    stretch: Annotated[float, Field(ge=0.2)] = 1.0  # of every stage's time; k6 has no stage under a second
     cold_links: Annotated[int, Field(gt=0)] = 4_000
     readers_per_s: Annotated[int, Field(gt=0)] = (
         4  # of reports during the spike; a partner's key may call 600 times a minute

@@ -38,7 +38,6 @@ COMMANDS = {
     ],
 }  # fmt: skip
 RESTING_PER_S = {"k6": 200, "locust": 60}  # ten times that is well within what a core of each can do
-KAFKA = ("--kafka", "--aggregators", "2")
 BEGINS_S = 60.0
 OVERTIME_S = 60.0
 SHOWN_MAX = 10
@@ -68,7 +67,7 @@ def main(tool: str) -> int:
     sizes = Sizes(resting_per_s=int(os.environ.get("RESTING_PER_S", RESTING_PER_S[tool])))
     stages, console, began = plan.stages(sizes), Console(width=120), time.monotonic()
     with (
-        clickdam_up(sizes.workers, *(KAFKA if sizes.log == "kafka" else ())) as data,
+        clickdam_up(sizes.workers, *(["--kafka"] if sizes.log == "kafka" else [])) as data,
         tempfile.TemporaryDirectory(prefix="clickdam-spike-") as folder,
     ):
         console.print(f"Clickdam is up after {time.monotonic() - began:.0f} s, its log: {sizes.log}")
@@ -89,7 +88,7 @@ async def spike(tool: str, sizes: Sizes, stages: list[Stage], running: Running, 
     script = plan.script(running, programme, run, sizes.cold_links, stages)
     own_cores = system.part(running)
     (folder / "spike.json").write_bytes(msgspec.json.encode(script))
-    process = await _start(tool, folder)
+    process = await start(tool, folder)
     try:
         busy = await _accompany(process, folder / "told", stages, sizes, running, own_cores)
         await asyncio.wait_for(process.wait(), max(stage.end_s for stage in stages) + OVERTIME_S)
@@ -108,7 +107,8 @@ async def spike(tool: str, sizes: Sizes, stages: list[Stage], running: Running, 
     return Found(heard, counted, _told(told, "wrong "), process.returncode != 0, busy, complete_s, outcomes)
 
 
-async def _start(tool: str, folder: Path) -> Process:
+async def start(tool: str, folder: Path) -> Process:
+    """The generator on `spike.json` in this folder; what it hears, tells and says goes there, too."""
     files = {"SPIKE": folder / "spike.json", "HEARD": folder / "heard.json", "TOLD": folder / "told"}
     variables = {name: str(path) for name, path in files.items()}
     command = [word.format(told=variables["TOLD"]) for word in COMMANDS[tool]]

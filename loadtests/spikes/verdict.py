@@ -24,10 +24,10 @@ def wrong(heard: Heard, recorded: Recorded, *, frozen: bool) -> list[str]:
         "conversions are of no receipt": max(0, recorded.conversions - heard.accepted),
         "clicks are missing in the rollup, or too many": abs(recorded.clicks - recorded.rolled_up),
         "sampled click ids are no row": recorded.samples - recorded.sampled,
-        "clicks were answered: none": int(not heard.answered),
-        "conversions were accepted: none": int(not heard.accepted),
     }
     lines = [f"{number:,} {what}" for what, number in found.items() if number]
+    lines += ["no click was answered"] if not heard.answered else []
+    lines += ["no conversion was accepted"] if not heard.accepted else []
     if not frozen and ratio(heard) > FLOOR:
         lines.append(f"p99 during the spike is {ratio(heard):.1f} times that at rest, beyond {FLOOR:.0f}")
     return lines
