@@ -62,8 +62,11 @@ def _redis_url(value: str) -> str:
 
 
 def _database_url(value: str) -> str:
-    if value.partition("://")[0] not in ("postgresql", "postgres"):
+    scheme, _, rest = value.partition("://")
+    if scheme not in ("postgresql", "postgres"):
         raise ValueError("must be postgresql://user@host:port/database")
+    for server in re.split("[/?#]", rest)[0].rpartition("@")[2].split(","):  # several may be named
+        _split(f"postgresql://{server}")
     return value
 
 

@@ -117,10 +117,23 @@ def test_a_refused_secret_is_named_and_never_shown(environment: pytest.MonkeyPat
     assert "abcd" not in str(refusal.value)
 
 
-def test_a_refused_database_url_is_not_shown_either(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("CLICKDAM_DATABASE_URL", "mysql://user:hidden@host")
+@pytest.mark.parametrize(
+    "value",
+    ["mysql://u:hidden@host", "postgresql://u:hidden@h:x/d", "postgresql://u:hidden@h:99999/d",
+     "postgresql://u:hidden@[::1/d", "postgresql://u:hidden@h:1,h:99999/d?a=b"],
+)  # fmt: skip
+def test_a_refused_database_url_is_not_shown_either(environment: pytest.MonkeyPatch, value: str) -> None:
+    environment.setenv("CLICKDAM_DATABASE_URL", value)
     with pytest.raises(BadSettings, match=r"^CLICKDAM_DATABASE_URL=\(a secret, not shown\)"):
         load(DatabaseSettings)
+
+
+@pytest.mark.parametrize(
+    "rest", ["", "u@h/d", "u:p%2F@[::1]:5432/d?x=y", "a:1,b:2,[::1]:3/d", "/d?host=/run/postgresql"]
+)
+def test_a_database_may_have_several_servers_or_none_that_is_named(environment: pytest.MonkeyPatch, rest: str) -> None:
+    environment.setenv("CLICKDAM_DATABASE_URL", f"postgresql://{rest}")
+    assert load(DatabaseSettings).database_url == f"postgresql://{rest}"
 
 
 def test_all_refusals_come_at_once_a_line_each(environment: pytest.MonkeyPatch) -> None:
