@@ -26,7 +26,9 @@ def run(folder: Path, place: Place, form: sheets.Format, console: Console, *, sa
                 path = folder / f"{what}.{form}"
                 _write(what, path, place, form, progress, safe=safe)
                 if not console.is_terminal:
-                    console.print(f"{path}: {path.stat().st_size:,} bytes", markup=False, highlight=False)
+                    console.print(
+                        f"{path}: {path.stat().st_size:,} bytes", markup=False, highlight=False, soft_wrap=True
+                    )
     except OSError as error:
         raise CannotStart(f"cannot write to {folder}: {error}") from None
 

@@ -5,21 +5,33 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from deploy.run.children import CannotStart
 from deploy.run.folder import description
 
-_opener = build_opener(ProxyHandler({}))  # a proxy of the environment does not lead to this machine
 ANSWER_S = 10.0
 _LONG_ANSWER_S = 120.0  # a batch of an import that waits for others, a page of an export
 _RETRY_MAX_S = 30.0
+_PRINTABLE = re.compile("[!-~]*")
+
+
+class _Staying(HTTPRedirectHandler):
+    """Follows nobody elsewhere: a POST would become a GET, and the key go to whoever is named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = build_opener(ProxyHandler({}), _Staying())  # a proxy of the environment does not lead to this machine
 
 
 class Place(NamedTuple):
@@ -39,22 +51,44 @@ class Answered(NamedTuple):
     @property
     def why(self) -> str:
         """What a refusal says."""
+        error = self.told.get("error")
+        message = error.get("message") if isinstance(error, dict) else None
+        return str(message or f"the API answered {self.status}")
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The JSON object; an empty one where there is none."""
         try:
-            return str(json.loads(self.body)["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            return f"the API answered {self.status}"
+            found = json.loads(self.body)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 def place(api_url: str | None, data: Path) -> Place:
     """The API that is named, else that of the `clickdam up` on a data folder, whose key goes nowhere else. Raises
     CannotStart."""
-    key = os.environ.get("CLICKDAM_API_KEY", "")
+    key = os.environ.get("CLICKDAM_API_KEY", "").strip()  # out of a file it ends in a line end
+    if not _PRINTABLE.fullmatch(key):
+        raise CannotStart("CLICKDAM_API_KEY is no key: it has characters that none has")
     if api_url and key:
-        return Place(api_url.rstrip("/"), key)
+        return Place(_checked(api_url), key)
     if api_url:
         raise CannotStart("CLICKDAM_API_KEY is not set: it holds an admin's key for this API")
     told = description(data)
     return Place(told["api_url"], key or told["admin_key"])
+
+
+def _checked(api_url: str) -> str:
+    """Raises CannotStart for what is no URL: it would be tried for minutes."""
+    try:
+        parts = urlsplit(api_url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        is_one = False
+    if not is_one or not _PRINTABLE.fullmatch(api_url):
+        raise CannotStart(f"{api_url!a} is no URL of an API, such as https://api.example.com")
+    return api_url.rstrip("/")
 
 
 def answers(url: str) -> bool:
@@ -118,6 +152,8 @@ def fetching(url: str, key: str, accepted: str) -> Iterator[HTTPResponse]:
     request = Request(url, headers={"Authorization": f"Bearer {key}", "Accept": accepted})  # noqa: S310
     try:
         with _opener.open(request, timeout=_LONG_ANSWER_S) as answer:
+            if answer.headers.get_content_type() != accepted:
+                raise CannotStart(f"{url} answers, but not as the API does")
             yield answer
     except HTTPError as refused:
         raise CannotStart(f"{url}: {Answered(refused.code, dict(refused.headers), refused.read()).why}") from None

@@ -72,6 +72,10 @@ def run(kind: str, path: Path, place: Place, console: Console, *, dry_run: bool)
     except KeyboardInterrupt:
         console.print(_how_to_go_on(file, done), markup=False, highlight=False, soft_wrap=True)
         raise
+    except OSError as error:
+        raise CannotStart(
+            f"cannot read {path}, or write beside it: {error.strerror}\n{_how_to_go_on(file, done)}"
+        ) from None
     except CannotStart as reason:
         if isinstance(reason, _Refused) and done.line == 0:
             raise
@@ -164,9 +168,12 @@ def _send(
     body = "".join(f"{record.text}\n" for record in (*head, *piece)).encode("utf-8", "surrogateescape")
     url = f"{place.api_url}/v1/{kind}/import{'?dry_run=1' if dry_run else ''}"
     answered = patient(url, place.key, body, headers | {"Content-Type": _TYPES[file.format]}, limits.IMPORT_RETRY_S)
-    if answered.status == 200:
-        return dict(json.loads(answered.body))
-    raise _Refused(f"{file.path}: {answered.why}")
+    if answered.status != 200:
+        raise _Refused(f"{file.path}: {answered.why}")
+    told = answered.told
+    if "errors" not in told:
+        raise _Refused(f"{place.api_url} answers, but not as the API does")
+    return told
 
 
 def _count(done: Done, errors: _ErrorFile, piece: list[Record], answer: dict[str, Any]) -> None:

@@ -188,6 +188,72 @@ def test_a_key_of_this_machine_goes_to_no_other(tmp_path: Path, monkeypatch: pyt
     assert place("https://api.example/", tmp_path) == ("https://api.example", "cd_other")
 
 
+@pytest.mark.parametrize(
+    "url", ["api.example", "ftp://a.example", "http://a:x", "http://[::1", "http://k@a.example", "http://a b"]
+)
+def test_a_url_that_no_api_can_have_is_refused_before_anything_is_tried(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLICKDAM_API_KEY", "cd_x")
+    with pytest.raises(CannotStart, match="is no URL of an API"):
+        place(url, tmp_path)
+
+
+def test_a_key_out_of_a_file_works_and_what_can_be_none_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLICKDAM_API_KEY", "cd_x\n")
+    assert place("http://127.0.0.1:8081", tmp_path).key == "cd_x"
+    monkeypatch.setenv("CLICKDAM_API_KEY", "cd_x\nX-Header: y")
+    with pytest.raises(CannotStart, match="is no key"):
+        place("http://127.0.0.1:8081", tmp_path)
+
+
+@pytest.fixture
+async def stranger() -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that is no API of ours: its pages are HTML, all but `/` send elsewhere; and what keys it was shown."""
+    shown: list[str] = []
+
+    async def page(request: web.Request) -> web.Response:
+        shown.append(request.headers.get("Authorization", ""))
+        if request.path.startswith("/moved"):
+            return web.Response(status=302, headers={"Location": "/elsewhere"})
+        return web.Response(text="<p>Welcome</p>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", page)
+    sock = socket.create_server(("127.0.0.1", 0))
+    async with serving(app, sock):
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}", shown
+
+
+async def test_who_is_not_the_api_is_told_apart_and_shown_no_key_by_another(
+    stranger: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    url, shown = stranger
+    file, console = tmp_path / "partners.csv", Console(file=io.StringIO())
+    file.write_text(PARTNERS + "P1,One\n")
+    for where, wanted in ((url, "not as the API does"), (f"{url}/moved", "answered 302")):
+        with pytest.raises(CannotStart, match=wanted):
+            await asyncio.to_thread(importing.run, "partners", file, Place(where, "cd_x"), console, dry_run=False)
+        with pytest.raises(CannotStart, match=wanted):
+            await asyncio.to_thread(exporting.run, tmp_path / "out", Place(where, "cd_x"), "csv", console, safe=False)
+    assert shown == ["Bearer cd_x"] * 4, "nobody was followed elsewhere"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+async def test_errors_that_cannot_be_written_beside_the_file_are_one_clear_line(
+    clickdam: Commands, tmp_path: Path
+) -> None:
+    file = tmp_path / "partners.csv"
+    file.write_text(PARTNERS + "P1,One\n,\n")
+    (tmp_path / "partners.csv.errors.csv").mkdir()
+    exit_code, said = await clickdam.imports("partners", file)
+    assert exit_code == 1
+    assert "write beside it" in said
+    assert "Traceback" not in said
+
+
 def test_an_api_that_stays_away_is_given_up() -> None:
     began = time.monotonic()
     with pytest.raises(CannotStart, match="does not answer"):
