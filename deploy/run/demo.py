@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import psutil
-from aiohttp import ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientSession, ClientTimeout
 from rich.console import Console
 from rich.progress import Progress
 
@@ -45,7 +46,10 @@ async def run(data: Path, clicks: int, *, kill: bool) -> bool:
             if kill and answered == clicks // 2:
                 progress.print(f"killed the aggregator (pid {kill_aggregator(told)})")
 
-        ids = await send(told["demo"]["link_url"], clicks, advance)
+        try:
+            ids = await send(told["demo"]["link_url"], clicks, advance)
+        except (ClientError, TimeoutError) as error:
+            raise CannotStart(f"the edge of {data} does not answer: {error or type(error).__name__}") from None
         keys = ClickKeys.parse(chosen("CLICK_KEYS", folder.remembered(data, wants_demo=True).click_keys))
         uuids = {read(keys, one).uuid for one in ids}
         recorded = await count_recorded(told["database_url"], uuids, lambda n: progress.update(rows, completed=n))
@@ -72,13 +76,14 @@ async def send(link_url: str, clicks: int, advance: Callable[[int], None], ids: 
 
 
 def kill_aggregator(told: dict[str, Any]) -> int:
-    """Kill -9 the process that the description names, if it still is what it says."""
-    (pid,) = told["processes"]["aggregator"]
-    process = psutil.Process(pid)
-    if "aggregator" not in process.cmdline():
-        raise CannotStart(f"process {pid} is not the aggregator any more")
-    process.kill()
-    return int(pid)
+    """Kill -9 the first that the description names, if it still is what it says."""
+    pid = int(told["processes"]["aggregator"][0])
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if "aggregator" in process.cmdline():
+            process.kill()
+            return pid
+    raise CannotStart(f"process {pid} is not the aggregator any more")
 
 
 async def count_recorded(database_url: str, uuids: set[UUID], advance: Callable[[int], None]) -> int:

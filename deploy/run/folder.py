@@ -65,10 +65,13 @@ def _make(data: Path) -> None:
 
 
 def remembered(data: Path, *, wants_demo: bool) -> Remembered:
-    """What this folder remembers; the secrets of a new one are generated."""
+    """What this folder remembers; the secrets of a new one are generated. Raises CannotStart."""
     path = data / "secrets.json"
     if path.exists():
-        return msgspec.json.decode(path.read_bytes(), type=Remembered)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Remembered)
+        except (OSError, msgspec.DecodeError) as error:
+            raise CannotStart(f"cannot read {path}: {error}") from None
     fresh = Remembered(
         click_keys=f"1:{secrets.token_hex(32)}", visitor_key=secrets.token_hex(16), wants_demo=wants_demo
     )
@@ -91,6 +94,8 @@ def description(data: Path) -> dict[str, Any]:
         found: dict[str, Any] = orjson.loads((data / DESCRIPTION).read_bytes())
     except OSError:
         raise CannotStart(f"no `clickdam up` has run on {data} (--data names another folder)") from None
+    except ValueError as error:
+        raise CannotStart(f"cannot read {data / DESCRIPTION}: {error}") from None
     return found
 
 

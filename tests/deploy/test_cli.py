@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deploy.run.children import free_port
+from deploy.run.children import CannotStart, free_port
 from deploy.run.cli import app
+from deploy.run.demo import kill_aggregator
 from deploy.run.listening import listen, port_of
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
@@ -125,6 +126,33 @@ def test_a_data_folder_that_cannot_be_one_is_one_clear_line(tmp_path: Path) -> N
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1
         assert "cannot use" in done.stderr
+
+
+def test_a_damaged_data_folder_is_one_clear_line(tmp_path: Path) -> None:
+    for name, command in (("clickdam.json", "demo"), ("secrets.json", "up")):
+        (tmp_path / name).write_text('{"click_keys": 1')
+        done = clickdam(command, "--data", str(tmp_path))
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert f"cannot read {tmp_path / name}" in done.stderr
+
+
+def test_a_demo_whose_edge_is_gone_is_one_clear_line(tmp_path: Path) -> None:
+    demo = {"link_url": f"http://127.0.0.1:{free_port()}/c/demo"}
+    (tmp_path / "clickdam.json").write_text(json.dumps({"demo": demo, "processes": {"aggregator": [1]}}))
+    done = clickdam("demo", "--data", str(tmp_path))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "does not answer" in done.stderr
+
+
+def test_a_demo_kills_one_of_several_aggregators_and_nobody_else() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "aggregator"]) as ours:
+        told = {"processes": {"aggregator": [ours.pid, os.getpid()]}}
+        assert kill_aggregator(told) == ours.pid
+        assert ours.wait(10) == -signal.SIGKILL
+    with pytest.raises(CannotStart, match=f"{ours.pid} is not the aggregator any more"):
+        kill_aggregator(told)
 
 
 def test_up_with_a_database_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
