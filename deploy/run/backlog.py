@@ -32,11 +32,6 @@ async def behind(held: Held, database_url: str) -> int:
     return sum(max(0, there.stop - max(there.start, applied.get(of, 0))) for of, there in moving.items())
 
 
-async def rows_behind(folder: Path, database_url: str) -> int:
-    """Journal rows that the database has not applied."""
-    return await behind(written(folder), database_url)
-
-
 def written(folder: Path) -> dict[tuple[str, int], range]:
     """The rows of every segment that is still there, by source and slot."""
     found: dict[tuple[str, int], range] = {}

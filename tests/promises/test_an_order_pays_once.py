@@ -18,7 +18,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from deploy.run.backlog import rows_behind
+from deploy.run.backlog import behind, written
 from loadtests.faults.edges import BROWSER
 from loadtests.heard import click_id_of
 from loadtests.programme import CPA_MINOR, CURRENCY, Programme, api, call, make_programme
@@ -121,7 +121,7 @@ async def buy_a_click(edge_url: str, code: str) -> str:
 
 async def until_applied(data: Path, database_url: str) -> None:
     async with asyncio.timeout(APPLIED_S):
-        while await rows_behind(data / "journal", database_url):
+        while await behind(written(data / "journal"), database_url):
             await asyncio.sleep(0.1)
 
 
