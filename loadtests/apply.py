@@ -31,7 +31,6 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
-import psutil
 import structlog
 import uvloop
 from aiokafka import AIOKafkaProducer
@@ -44,6 +43,7 @@ from aggregator.db import partitions
 from aggregator.db.connect import Connection
 from aggregator.db.migrate import migrate
 from deploy.run import kafka, servers
+from loadtests.cpu import cpu_s
 from loadtests.faults import journals, topics
 from loadtests.faults.kafkas import settings_of
 from loadtests.workload import ZIPF
@@ -193,23 +193,23 @@ async def take_turn(stage: Stage, name: str, number: int) -> Turn:
     async with database(stage) as (url, db):
         if name == COPY:
             rows = [_row(click) for click in stage.clicks]
-            return await _measured(stage, name, number, lambda: _copy(db, rows))
+            return await measured(stage, name, number, lambda: _copy(db, rows))
         settings = stage.logs[name].model_copy(update={"database_url": url, "kafka_group": uuid4().hex})
-        turn = await _measured(stage, name, number, lambda: _applied(settings, len(stage.clicks)))
+        turn = await measured(stage, name, number, lambda: applied(settings, len(stage.clicks)))
         found = [await db.fetchval(query) for query in _FOUND]
     if found != [len(stage.clicks)] * 2:
         raise RuntimeError(f"{name}: {len(stage.clicks)} clicks came to {found} rows and clicks in rollups")
     return turn
 
 
-async def _measured(stage: Stage, name: str, number: int, work: Callable[[], Awaitable[tuple[int, float]]]) -> Turn:
+async def measured(stage: Stage, name: str, number: int, work: Callable[[], Awaitable[tuple[int, float]]]) -> Turn:
     """`work` answers how many clicks it took how many seconds for."""
-    postgres, here, stages = _cpu_s(stage.postgres.pid), time.process_time(), _stages_s()
+    postgres, here, stages = cpu_s([stage.postgres.pid]), time.process_time(), _stages_s()
     rows, took_s = await work()
     every = 1e6 / len(stage.clicks)
     return Turn(
         name, number, rows / took_s, (time.process_time() - here) * every,
-        (_cpu_s(stage.postgres.pid) - postgres) * every,
+        (cpu_s([stage.postgres.pid]) - postgres) * every,
         {of: (spent - stages[of]) * every for of, spent in _stages_s().items()} if name != COPY else {},
     )  # fmt: skip
 
@@ -226,7 +226,7 @@ async def _copy(db: Connection, rows: Sequence[tuple[Any, ...]]) -> tuple[int, f
     return len(rows), time.perf_counter() - began
 
 
-async def _applied(settings: AggregatorSettings, clicks: int) -> tuple[int, float]:
+async def applied(settings: AggregatorSettings, clicks: int) -> tuple[int, float]:
     """From the end of the first batch on: to join a group and to open a connection is no work on clicks."""
     before = _applied_clicks()
     async with journals.consuming(settings) as consumer:
@@ -251,17 +251,6 @@ def _stages_s() -> dict[str, float]:
     total = REGISTRY.get_sample_value("clickdam_batch_seconds_sum") or 0.0
     spent = {of: REGISTRY.get_sample_value("clickdam_batch_stage_seconds_sum", {"stage": of}) or 0.0 for of in STAGES}
     return spent | {"rest": total - spent["clicks"] - spent["rollups"]}
-
-
-def _cpu_s(postmaster: int) -> float:
-    """All that Postgres has used, backends that have ended included."""
-    process = psutil.Process(postmaster)
-    try:
-        living = [child.cpu_times() for child in process.children()]
-    except psutil.NoSuchProcess:  # its figures are the postmaster's now
-        return _cpu_s(postmaster)
-    own = process.cpu_times()
-    return own.user + own.system + own.children_user + own.children_system + sum(of.user + of.system for of in living)
 
 
 def ratio(turns: Sequence[Turn], name: str) -> float:
