@@ -121,19 +121,22 @@ async def _rounds(
             what = f"round {turn.round + 1}: {contender.name}, {_load(turn.connections, turn.mixed)} connections"
             progress.update(task, description=what)
             up, asked = started.up[contender.system], found.asked.setdefault(contender.name, Asked())
-            found.runs.append(await _run(contender, up, asked, turn, wanted.seconds))
+            found.runs.append(await timed(contender, up, asked, turn, wanted.seconds))
             progress.advance(task)
 
 
-async def _run(contender: Contender, up: Running, asked: Asked, turn: Turn, seconds: int) -> Run:
-    """Pin, warm up while looking at every answer, measure."""
+async def timed(
+    contender: Contender, up: Running, asked: Asked, turn: Turn, seconds: int, *, links: int = wrk.CODES,
+    warm_up_s: int = WARM_UP_S,
+) -> Run:  # fmt: skip
+    """Pin, warm up while looking at every answer, measure clicks on so many links."""
     systems.pin(up.roots, 0)
     if up.broker:
         systems.pin([up.broker], contender.broker_core)
     sizes = [await systems.answer_bytes(up.url, path) for path in (f"/c/{contender.name}-{wrk.CODES}", "/live")]
     asked.answered, asked.sent = asked.answered + 1, asked.sent + 1
-    load = partial(wrk.load, up.url, contender.name, turn.connections, mixed=turn.mixed)
-    verdict.note(asked, await load(WARM_UP_S, check=True), turn.connections, *sizes)
+    load = partial(wrk.load, up.url, contender.name, turn.connections, links=links, mixed=turn.mixed)
+    verdict.note(asked, await load(warm_up_s, check=True), turn.connections, *sizes)
     before, spent_s = psutil.cpu_times(percpu=True), cpu_s(up.pids)
     heard = await load(seconds)
     spent_s = cpu_s(up.pids) - spent_s

@@ -70,8 +70,9 @@ class Systems:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, contenders: Iterable[Contender]) -> AsyncIterator[Systems]:
-    """Start what these need, stop it at the end. What cannot be started is missing, with its reason."""
+async def running(folder: Path, contenders: Iterable[Contender], links: int = CODES) -> AsyncIterator[Systems]:
+    """Start what these need, with so many links for each, stop it at the end. What cannot be started is missing, with
+    its reason."""
     systems, wanted = Systems(folder), {str(one.system) for one in contenders}
     async with AsyncExitStack() as stack:
         for kind in ("raw", "bare"):
@@ -86,9 +87,10 @@ async def running(folder: Path, contenders: Iterable[Contender]) -> AsyncIterato
             await _start_nginx(stack, systems, valkey) if "nginx" in wanted else None
             if logs := _logs(stack, systems, wanted):
                 names = [one.name for one in contenders if one.system in logs]
-                await _start_edges(stack, systems, logs, names, valkey)
+                await _start_edges(stack, systems, logs, names, valkey, links)
         for of in systems.up.values():
-            await _until_live(of.url, next(one.name for one in contenders if systems.up.get(one.system) is of))
+            name = next(one.name for one in contenders if systems.up.get(one.system) is of)
+            await _until_live(of.url, f"/c/{name}-{links}")
         yield systems
 
 
@@ -137,6 +139,7 @@ async def _start_edges(
     logs: dict[str, tuple[str, int | None]],
     names: list[str],
     valkey: servers.Server,
+    links: int,
 ) -> None:
     postgres = servers.start_postgres(systems.folder / "postgres")
     stack.callback(servers.stop_postgres, postgres)
@@ -144,7 +147,7 @@ async def _start_edges(
     houses = {name: _house(systems, name, log_url, valkey.url) for name, (log_url, _) in logs.items()}
     for house in houses.values():
         await _migrate(house)
-    await _make_links(postgres.url, names)
+    await _make_links(postgres.url, names, links)
     # it publishes links; the journal that it would apply has no edge
     first = next(iter(houses.values()))
     idle = {"CLICKDAM_LOG_URL": f"journal://{systems.folder}/idle", "CLICKDAM_ADMIN_PORT": str(free_port())}
@@ -176,20 +179,20 @@ async def _migrate(house: House) -> None:
         raise CannotStart((house.folder / "migrate.log").read_text())
 
 
-async def _make_links(database_url: str, names: list[str]) -> None:
+async def _make_links(database_url: str, names: list[str], links: int) -> None:
     connection = await asyncpg.connect(database_url)
     try:
-        await connection.execute(_PROGRAMME, names, CODES)
+        await connection.execute(_PROGRAMME, names, links)
     finally:
         await connection.close()
 
 
-async def _until_live(url: str, name: str) -> None:
-    """Wait until the last link redirects, asked by a HEAD, which is no click. Raises CannotStart."""
+async def _until_live(url: str, path: str) -> None:
+    """Wait until a link redirects, asked by a HEAD, which is no click. Raises CannotStart."""
     gives_up = time.monotonic() + LIVE_S
-    while not (head := await _head(url, "HEAD", f"/c/{name}-{CODES}")).startswith(b"HTTP/1.1 302"):
+    while not (head := await _head(url, "HEAD", path)).startswith(b"HTTP/1.1 302"):
         if time.monotonic() > gives_up:
-            raise CannotStart(f"{name} does not redirect, its last answer is {head[:100]!r}")
+            raise CannotStart(f"{path} does not redirect, its last answer is {head[:100]!r}")
         await asyncio.sleep(0.05)
 
 
