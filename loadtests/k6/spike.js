@@ -129,7 +129,15 @@ export function handleSummary(data) {
     reports: count('reports'),
     wrong: count('wrong'),
     dropped: count('dropped_iterations'),
+    crossed: crossed(data.metrics),
     stages: Object.fromEntries(plan.stages.map((stage) => [stage.name, said(stage.name)])),
   };
   return { [__ENV.HEARD]: JSON.stringify(heard) };
+}
+
+function crossed(metrics) {
+  const judged = Object.entries(metrics).flatMap(([name, { thresholds }]) =>
+    Object.entries(thresholds || {}).map(([threshold, { ok }]) => ({ threshold: `${name} ${threshold}`, ok })),
+  );
+  return judged.filter(({ ok }) => !ok).map(({ threshold }) => threshold);
 }

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 
 from loadtests.faults.edges import BROWSER
@@ -44,7 +44,13 @@ class Sizes(BaseSettings):
     )
     workers: Annotated[int, Field(gt=0)] = 1
     log: Literal["journal", "kafka"] = "journal"
-    freeze_broker_s: Annotated[float, Field(ge=0)] = 0.0  # in the middle of the spike; needs log=kafka
+    freeze_broker_s: Annotated[float, Field(ge=0)] = 0.0  # in the middle of the spike
+
+    @model_validator(mode="after")
+    def _has_a_broker(self) -> Self:
+        if self.freeze_broker_s and self.log != "kafka":
+            raise ValueError("freeze_broker_s needs log=kafka: a journal has no broker")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +111,14 @@ class Took:
 @dataclass(frozen=True, slots=True)
 class Heard:
     """What a generator says at its end: clicks answered with a click id, conversions accepted, reports read, answers
-    that were wrong, arrivals it had no connection for."""
+    that were wrong, arrivals it had no connection for, thresholds of its script that were crossed."""
 
     answered: int
     accepted: int
     reports: int
     wrong: int
     dropped: int
+    crossed: list[str]
     stages: dict[str, Took]
 
 

@@ -28,6 +28,7 @@ def wrong(heard: Heard, recorded: Recorded, *, frozen: bool) -> list[str]:
     lines = [f"{number:,} {what}" for what, number in found.items() if number]
     lines += ["no click was answered"] if not heard.answered else []
     lines += ["no conversion was accepted"] if not heard.accepted else []
+    lines += [f"threshold crossed: {threshold}" for threshold in heard.crossed]
     if not frozen and ratio(heard) > FLOOR:
         lines.append(f"p99 during the spike is {ratio(heard):.1f} times that at rest, beyond {FLOOR:.0f}")
     return lines

@@ -34,7 +34,7 @@ STALL_S = 0.8
 ANSWER = b"HTTP/1.1 302 Found\r\nLocation: https://shop.example/?click_id=AQGJZ1xyAHoAsAA\r\nContent-Length: 0\r\n\r\n"
 
 
-def a_stage(name: str, kind: Kind, start_s: float, for_s: float, per_s: float, connections: int = 20) -> Stage:
+def a_stage(name: str, kind: Kind, start_s: float, for_s: float, per_s: float, connections: int = 150) -> Stage:
     return Stage(name, kind, start_s, for_s, per_s, per_s, connections)
 
 
@@ -45,8 +45,8 @@ def a_script(url: str, *stages: Stage) -> Script:
     )  # fmt: skip
 
 
-def what_was_heard(**fields: int) -> Heard:
-    sound = {"answered": 1_000, "accepted": 50, "reports": 5, "wrong": 0, "dropped": 0}
+def what_was_heard(**fields: int | list[str]) -> Heard:
+    sound = {"answered": 1_000, "accepted": 50, "reports": 5, "wrong": 0, "dropped": 0, "crossed": []}
     return Heard(**(sound | fields), stages={"rest": Took(100, 1.0, 4.0), "spike": Took(900, 2.0, 8.0)})
 
 
@@ -95,7 +95,8 @@ def test_each_cold_link_is_asked_for_once(stretch: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("RESTING_PER_S", "0"), ("SPIKE_TIMES", "1"), ("STRETCH", "0.1"), ("LOG", "files")]
+    ("name", "value"),
+    [("RESTING_PER_S", "0"), ("SPIKE_TIMES", "1"), ("STRETCH", "0.1"), ("LOG", "files"), ("FREEZE_BROKER_S", "5")],
 )
 def test_a_size_that_makes_no_sense_is_refused_by_its_name(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -123,6 +124,7 @@ def test_nothing_is_wrong_when_all_that_was_answered_is_recorded() -> None:
         ({}, {"sampled": 8}, "1 sampled click ids are no row"),
         ({"wrong": 3}, {}, "3 answers were wrong"),
         ({"dropped": 4}, {}, "4 arrivals found no connection"),
+        ({"crossed": ["wrong == 0"]}, {}, "threshold crossed: wrong == 0"),
         ({"answered": 0}, {"clicks": 0, "rolled_up": 0}, "no click was answered"),
         ({"accepted": 0}, {"conversions": 0}, "no conversion was accepted"),
     ],
@@ -176,7 +178,7 @@ async def test_what_a_generator_says_it_heard_is_what_the_edge_has_logged(
     assert heard.answered >= 270
     assert heard.accepted == pytest.approx(40, abs=1)
     assert {uuid_of(line.removeprefix("id ")) for line in told if line.startswith("id ")} <= clicks
-    assert exit_code == 0
+    assert (exit_code == 0) == (not heard.crossed)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -184,6 +186,7 @@ async def test_a_generator_fails_when_clicks_are_not_redirected(tool: str, edge:
     script = a_script(f"http://127.0.0.1:{edge.port}", a_stage("cold", "cold", 0, 1, 20))
     heard, told, exit_code = await sent(tool, tmp_path, script)
     assert heard.answered == 0
+    assert any(line.startswith("wrong") for line in heard.crossed)
     assert heard.wrong == sum(line.startswith("wrong click 404") for line in told) == pytest.approx(20, abs=1)
     assert exit_code != 0
 
