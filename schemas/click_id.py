@@ -17,7 +17,9 @@ import base64
 import binascii
 import hmac
 import struct
+from binascii import b2a_base64
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from uuid import UUID
 
@@ -28,6 +30,7 @@ SIZE_BYTES = 38
 TEXT_LENGTH = 51
 KEY_NUMBERS = range(32)
 _HEAD = struct.Struct(">B16sIII")
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class NotAClickId(ValueError):
@@ -124,13 +127,18 @@ def uuid7_bytes(at_ms: int, random: bytes) -> bytes:
     )
 
 
+def uuid_text(uuid: bytes) -> str:
+    """How a UUID is written (RFC 9562, 4): a third of what `str(UUID(...))` takes."""
+    digits = uuid.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
 def mint(key: ClickKey, uuid: bytes, link_id: int, offer_id: int, partner_id: int, click_class: int) -> str:
     """The text of a new click id. `uuid` is the 16 bytes of a UUIDv7; ids are u32, 0 where unknown."""
     head = _HEAD.pack(VERSION << 5 | key.number, uuid, link_id, offer_id, partner_id)
     digest = _digest(key, head, click_class)
-    return base64.urlsafe_b64encode(head + bytes((click_class ^ digest[8],)) + digest[:8] + b"\0")[:TEXT_LENGTH].decode(
-        "ascii"
-    )
+    raw = b"%b%c%b\0" % (head, click_class ^ digest[8], digest[:8])
+    return str(b2a_base64(raw, newline=False).translate(_URL_SAFE)[:TEXT_LENGTH], "ascii")
 
 
 def read(keys: ClickKeys, text: str) -> ClickId:
@@ -168,4 +176,12 @@ def _class_of(key: ClickKey, raw: bytes) -> ClickClass:
 
 
 def _digest(key: ClickKey, head: bytes, click_class: int) -> bytes:
-    return blake2b(head + bytes((click_class,)), key=key.secret, digest_size=9).digest()
+    digest = _keyed(key.secret).copy()
+    digest.update(b"%b%c" % (head, click_class))
+    return digest.digest()
+
+
+@lru_cache(maxsize=len(KEY_NUMBERS))
+def _keyed(secret: bytes) -> blake2b:
+    """The hash with the key taken in, which is half of its work."""
+    return blake2b(key=secret, digest_size=9)

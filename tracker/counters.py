@@ -23,10 +23,10 @@ _QUARTER_MS = 900_000
 
 
 class LiveCounters:
-    """Counts by (key, field) since the last flush, and those against caps."""
+    """Counts by (quarter, kind, id) since the last flush, and those against caps."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[int, str], int] = {}
+        self._counts: dict[tuple[int, str, int], int] = {}
         self.caps = CapTotals()
         self.dropped = 0
 
@@ -34,8 +34,8 @@ class LiveCounters:
         """One recorded click of a partner, on a stored link unless `link_id` is 0, and what it counts against."""
         quarter_s = at_ms // _QUARTER_MS * 900
         if link_id:
-            self._add(quarter_s, f"link:{link_id}")
-        self._add(quarter_s, f"partner:{partner_id}")
+            self._add((quarter_s, "link", link_id))
+        self._add((quarter_s, "partner", partner_id))
         for of in caps:
             self.caps.count(of)
 
@@ -48,9 +48,9 @@ class LiveCounters:
         pipeline = redis.pipeline(transaction=False)
         if batch:
             pipeline.eval(COUNT, len(batch.keys), *batch.keys, *batch.arguments)
-        for (quarter_s, field), n in counts.items():
-            pipeline.hincrby(redis_keys.live(quarter_s), field, n)
-        for quarter_s in {quarter_s for quarter_s, _ in counts}:
+        for (quarter_s, kind, of), n in counts.items():
+            pipeline.hincrby(redis_keys.live(quarter_s), f"{kind}:{of}", n)
+        for quarter_s in {quarter_s for quarter_s, _, _ in counts}:
             pipeline.expire(redis_keys.live(quarter_s), limits.COUNTER_TTL_S)
         try:
             answers = await pipeline.execute()
@@ -61,12 +61,12 @@ class LiveCounters:
             if batch:
                 self.caps.answered(answers[0])
 
-    def _add(self, quarter_s: int, field: str) -> None:
-        key = (quarter_s, field)
-        if key not in self._counts and len(self._counts) >= limits.COUNTER_KEYS_MAX:
+    def _add(self, key: tuple[int, str, int]) -> None:
+        n = self._counts.get(key, 0)
+        if n or len(self._counts) < limits.COUNTER_KEYS_MAX:
+            self._counts[key] = n + 1
+        else:
             self.dropped += 1
-            return
-        self._counts[key] = self._counts.get(key, 0) + 1
 
 
 @contextlib.asynccontextmanager

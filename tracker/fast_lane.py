@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
-from httptools import HttpParserError, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from schemas import limits
 from schemas.http import Connection
@@ -30,11 +30,15 @@ from tracker.steps import Click, Decision, decide
 
 _LINE = re.compile(rb'(GET|HEAD) /c/(%s)/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n' % CODE.pattern.encode(), re.ASCII)
 _END = b"\r\n\r\n"
-# What changes how a request, its body or the connection behind it is read. `proxy-connection`: httptools obeys it.
-_AIOHTTPS = frozenset(
-    b"content-length transfer-encoding connection proxy-connection upgrade expect trailer te http2-settings".split()
+# Headers that say whose click it is, and those with which a request is none of ours. httptools has seen before that
+# each line is one header, and that none is continued on the next.
+_HEADERS = re.compile(
+    rb"\r\n(user-agent|referer|host|accept-language|x-forwarded-for"
+    rb"|expect|content-length|transfer-encoding|upgrade|proxy-connection):[ \t]*([^\r]*)",
+    re.IGNORECASE,
 )
-_HEADERS = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+_AIOHTTPS = frozenset((b"expect", b"content-length", b"transfer-encoding", b"upgrade", b"proxy-connection"))
+_FIXED = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 _BODY = {b"GET": "Content-Length: 0\r\n", b"HEAD": ""}  # as aiohttp says it
 
 
@@ -60,12 +64,19 @@ class FastLane(Connection):
     def data_received(self, data: bytes) -> None:
         if self._is_holding:
             self._hold(data)
+        elif self._is_idle():
+            if not self._take(data):
+                self._give(data)
         elif self._is_about_to_wait():
             self._hold(data)
             self._loop.call_soon(self._go_on)
-        elif not (self._is_idle() and self._take(data)):
-            self._framing.follow(data)
-            super().data_received(data)
+        else:
+            self._give(data)
+
+    def _give(self, data: bytes) -> None:
+        """To aiohttp, as it came."""
+        self._framing.follow(data)
+        super().data_received(data)
 
     def _is_idle(self) -> bool:
         """Whether aiohttp waits for a request, or has not begun to, with nothing read, unread or unwritten."""
@@ -77,7 +88,8 @@ class FastLane(Connection):
     def _is_about_to_wait(self) -> bool:
         """Whether aiohttp has answered and will wait in a moment: who asks again at once must not be its for ever."""
         has_answered = self._request_count > 0 and not self._messages and not self._request_in_progress
-        return has_answered and self._waiter is None and not (self._close or self._force_close)
+        waits_for_none = self._waiter is None and self._framing.is_between  # and not for the rest of a body
+        return has_answered and waits_for_none and not (self._close or self._force_close)
 
     def _hold(self, data: bytes) -> None:
         """One read at most: nothing more is read before what is held is looked at."""
@@ -105,7 +117,7 @@ class FastLane(Connection):
     def _answer_when_durable(self, click: Click, decision: Decision, answer: bytes) -> None:
         event = to_record(self._edge, click, decision)
         if event is None or not self._edge.recorder.answer_when_durable(event, click.at_ms, self, answer):
-            self.answer(answer)
+            self._loop.call_soon(self.answer, answer)  # not at once: who asks for thousands would nest them
 
     def answer(self, answer: bytes) -> None:
         """Write the answer that was waited for, and go on with what came meanwhile."""
@@ -144,64 +156,56 @@ class FastLane(Connection):
         await super().shutdown(timeout)
 
 
-class _Headers:
-    """Collects what httptools finds in one head. `is_plain`: nothing is said twice."""
+class _Plain:
+    """Says of a head whether httptools takes it for one whole request, without a body, on a connection that stays."""
 
-    __slots__ = ("found", "is_plain", "is_whole")
+    def __init__(self) -> None:
+        self._renew()
 
-    def begin(self) -> None:
-        self.found: dict[bytes, bytes] = {}
-        self.is_plain = True
-        self.is_whole = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name in self.found:
-            self.is_plain = False
-        self.found[name] = value
+    def _renew(self) -> None:
+        self._parser = HttpRequestParser(self)
 
     def on_message_complete(self) -> None:
-        self.is_whole = True
+        self._is_whole = True
 
-    def get(self, name: bytes) -> str:
-        return self.found.get(name, b"").decode("utf-8", "surrogateescape")
+    def __call__(self, head: bytes) -> bool:
+        self._is_whole = False
+        try:
+            self._parser.feed_data(head)
+        except (HttpParserError, HttpParserUpgrade):
+            self._is_whole = False
+        if self._is_whole and self._parser.should_keep_alive():
+            return True
+        self._renew()
+        return False
 
 
-_headers = _Headers()
-_parsers = [HttpRequestParser(_headers)]  # one for all connections: it is given whole heads only
-
-
-def _read_head(head: bytes) -> _Headers | None:
-    """The headers of a plain head; None where aiohttp should look at it."""
-    _headers.begin()
-    try:
-        _parsers[0].feed_data(head)
-    except HttpParserError:
-        _parsers[0] = HttpRequestParser(_headers)
-        return None
-    found = _headers.found
-    kept_alive = found.pop(b"connection", b"keep-alive").lower() == b"keep-alive"
-    if _headers.is_whole and _headers.is_plain and kept_alive and _AIOHTTPS.isdisjoint(found):
-        return _headers if len(found) < limits.LANE_HEADERS_MAX else None
-    _parsers[0] = HttpRequestParser(_headers)
-    return None
+_is_plain = _Plain()  # one for all connections: it is given whole heads only
 
 
 def _read(edge: Edge, peer: str, line: re.Match[bytes], head: bytes) -> Click | None:
-    headers = _read_head(head)
-    if headers is None:
+    """The click of a plain head; None where aiohttp should look at it."""
+    if not _is_plain(head) or head.count(b"\r\n") > limits.LANE_HEADERS_MAX:
+        return None
+    found = _HEADERS.findall(head)
+    said = {name.lower(): value for name, value in found}
+    if len(said) < len(found) or b"host" not in said or not _AIOHTTPS.isdisjoint(said):
         return None
     return asked(
         edge,
         method=line[1].decode(),
         query=(line[3] or b"").decode(),
         peer=peer,
-        forwarded_for=headers.get(b"x-forwarded-for"),
-        user_agent=headers.get(b"user-agent"),
-        referer=headers.get(b"referer"),
-        host=headers.get(b"host"),
-        languages=headers.get(b"accept-language"),
+        forwarded_for=_text(said, b"x-forwarded-for"),
+        user_agent=_text(said, b"user-agent"),
+        referer=_text(said, b"referer"),
+        host=_text(said, b"host"),
+        languages=_text(said, b"accept-language"),
     )
+
+
+def _text(said: dict[bytes, bytes], name: bytes) -> str:
+    return said[name].rstrip(b" \t").decode("utf-8", "surrogateescape") if name in said else ""
 
 
 def _decided(edge: Edge, click: Click, code: str) -> Decision | None:
@@ -218,6 +222,6 @@ def _decided(edge: Edge, click: Click, code: str) -> Decision | None:
 
 def _redirect(location: str, method: bytes) -> bytes:
     return (
-        f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n{_HEADERS}{_BODY[method]}"
+        f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n{_FIXED}{_BODY[method]}"
         f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n"
     ).encode("ascii")

@@ -1,11 +1,12 @@
 """Every name of a click's parameters that the field uses, and who wins where several are said."""
 
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import limits
 from schemas.limits import QUERY_BYTES_MAX, VALUE_MAX
 from tracker import params
 
@@ -100,3 +101,14 @@ def test_a_value_comes_as_it_was(value: str) -> None:
 )
 def test_a_switch_is_on_when_it_says_so(said: str, yes: bool) -> None:
     assert params.says_yes(params.read(f"no_track={said}"), "no_track") is yes
+
+
+@given(st.text(alphabet="ab1=&-_.~", max_size=20))
+def test_a_query_without_anything_to_decode_is_read_as_any_other(query: str) -> None:
+    assert params.pairs(query) == parse_qsl(query, keep_blank_values=True)
+
+
+def test_one_parameter_more_than_the_limit_is_refused_also_where_nothing_is_to_decode() -> None:
+    assert len(params.pairs("&".join(["a=1"] * limits.QUERY_PARAMS_MAX))) == limits.QUERY_PARAMS_MAX
+    with pytest.raises(ValueError, match="fields"):
+        params.pairs("&".join(["a=1"] * (limits.QUERY_PARAMS_MAX + 1)))

@@ -1,6 +1,7 @@
 """The door for tracking links: answer with a redirect that is durable before it leaves."""
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -96,6 +97,7 @@ def asked(
     )
 
 
+@lru_cache(maxsize=1_024)
 def host_name(header: str) -> str:
     """The host of a Host header as domains are written: in lower case, without a port or a last dot."""
     host = header.lower()
