@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Literal
 
 import msgspec
@@ -12,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from aggregator.api import rows
 from aggregator.api.calling import Api, Name, given, path_id, read_body
 from aggregator.api.references import ExternalId
+from aggregator.api.secret_text import digest
 from aggregator.api.writing import changing, respond
 
 COLUMNS = ("id", "name", "status", "external_id", "created_at")
@@ -37,7 +37,7 @@ async def post(api: Api, request: web.Request) -> web.Response:
     """`POST /v1/advertisers {name, external_id?}` -> the advertiser and its `token`, which is shown only this once."""
     body = await read_body(request, AdvertiserBody)
     async with changing(api, request) as change:
-        values = given(body) | {"token_sha256": _digest(change.secret("token"))}
+        values = given(body) | {"token_sha256": digest(change.secret("token"))}
         await rows.create(change, "advertiser", values, COLUMNS)
     return await respond(api, change)
 
@@ -68,7 +68,7 @@ async def post_token(api: Api, request: web.Request) -> web.Response:
     `live`, the former one is refused everywhere within a second."""
     advertiser_id = path_id(request, "advertiser")
     async with changing(api, request) as change:
-        token = {"token_sha256": _digest(change.secret("token"))}
+        token = {"token_sha256": digest(change.secret("token"))}
         before, after = await rows.update(change.db, "advertiser", advertiser_id, token, request)
         await change.tell_redis("advertiser", advertiser_id)
         former = await change.db.fetchval(_REPLACED, advertiser_id, before["token_sha256"], after["version"])
@@ -83,7 +83,3 @@ async def _change(api: Api, request: web.Request, values: dict[str, Any]) -> web
     async with changing(api, request) as change:
         await rows.alter(change, "advertiser", advertiser_id, values, COLUMNS, request)
     return await respond(api, change)
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("ascii")).digest()

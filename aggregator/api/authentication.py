@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 from aiohttp import web
 
 from aggregator.api.calling import Api, Caller
-from aggregator.api.secret_text import checksum
+from aggregator.api.secret_text import checksum, digest
 from aggregator.db.connect import Database, Row, acquire
 from schemas import limits
 from schemas.errors import Refused
@@ -46,10 +45,6 @@ async def authenticate(api: Api, request: web.Request) -> Caller:
 def is_well_formed(key: str) -> bool:
     found = _KEY.fullmatch(key)
     return found is not None and checksum(found[1]) == found[2]
-
-
-def digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("ascii")).digest()
 
 
 async def _find(db: Database, key: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -15,6 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from aggregator.api.rates import Rates
 from aggregator.db.connect import Pool
+from aggregator.reports.asked import by_name, is_whole
 from aggregator.reports.remembered import Remembered
 from aggregator.reports.report import Report
 from aggregator.reports.scores import Segment
@@ -114,9 +116,22 @@ def raw_answer(body: bytes) -> web.Response:
 def path_id(request: web.Request, noun: str, name: str = "id") -> int:
     """The `{id}` of the path, or another one. Raises Refused("not_found") for what can be no id."""
     text = request.match_info[name]
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= ID_MAX):
+    if not is_whole(text, ID_MAX):
         raise Refused("not_found", f"there is no such {noun}")
     return int(text)
+
+
+def parameters(request: web.Request, known: Iterable[str]) -> dict[str, str]:
+    """What the query says, by name. Raises Refused naming the parameter that is not known, or is there twice."""
+    return by_name(list(request.rel_url.query.items()), frozenset(known))
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """`?name=1`, where the query has no other parameter. Raises Refused naming it."""
+    text = parameters(request, (name,)).get(name, "0")
+    if text not in ("0", "1"):
+        raise Refused("bad_value", f"{name} is 0 or 1", name)
+    return text == "1"
 
 
 def given(body: msgspec.Struct) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
 from aggregator.api.calling import Api, Id, answer, given, path_id, read_body
+from aggregator.api.terms import check_currency
 from aggregator.api.writing import Change, changing, respond
 from aggregator.db.connect import Row, acquire
-from schemas import limits, money, redis_keys
+from schemas import limits, redis_keys
 from schemas.errors import Refused
 from schemas.links import Period
 from schemas.periods import begins_s
@@ -161,8 +162,7 @@ def _check_new(body: CapBody, amount: int | None) -> None:
         raise Refused("missing_field", f"{wanted} is missing", wanted)
     if (body.kind in MONEY) != (body.currency is not None):
         raise Refused("bad_value", "a cap on payout or revenue has a currency, and no other one", "currency")
-    if body.currency is not None and body.currency not in money.EXPONENT:
-        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", "currency")
+    check_currency(body.currency)
 
 
 def _changes(body: CapChange, former: Row) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from aggregator.db.connect import Database
 from schemas.errors import Refused
 from schemas.links import check_destination
 
+LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"  # of a host
+
 
 async def own_urls(db: Database, public_url: str) -> tuple[str, ...]:
     """The origins that this tracker is reached by."""

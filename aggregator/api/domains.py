@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
 from aggregator.api.calling import Api, given, path_id, read_body
-from aggregator.api.destinations import check_url, own_urls
+from aggregator.api.destinations import LABEL, check_url, own_urls
 from aggregator.api.programme import ID as PROGRAMME_ID
 from aggregator.api.writing import changing, respond
 from aggregator.db.connect import Database
@@ -21,9 +21,8 @@ from schemas.errors import Refused
 
 COLUMNS = ("id", "host", "own_links", "fallback_url", "status", "created_at")
 FILTERS: rows.Filters = {"status": str, "host": str}
-_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 # a name, not an address: its last label begins with a letter
-_HOST = re.compile(rf"(?=.{{1,253}}\Z)({_LABEL}\.)+(?=[a-z]){_LABEL}", re.ASCII)
+_HOST = re.compile(rf"(?=.{{1,253}}\Z)({LABEL}\.)+(?=[a-z]){LABEL}", re.ASCII)
 
 
 class DomainBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -15,11 +15,10 @@ import structlog
 from aiohttp import web
 
 from aggregator.api import sheets
-from aggregator.api.calling import Api
+from aggregator.api.calling import Api, flag
 from aggregator.api.rows import shown
 from aggregator.api.sheets import Format
 from aggregator.db.connect import Row, acquire
-from aggregator.reports.asked import by_name
 from schemas import limits
 from schemas.errors import Refused
 
@@ -87,9 +86,7 @@ def of(name: str) -> Callable[[Api, web.Request], Awaitable[web.StreamResponse]]
 
     async def get(api: Api, request: web.Request) -> web.StreamResponse:
         """`Accept: text/csv` or `application/x-ndjson`; `?safe=1` for CSV that a spreadsheet may open."""
-        safe = by_name(list(request.rel_url.query.items()), frozenset({"safe"})).get("safe", "0")
-        if safe not in ("0", "1"):
-            raise Refused("bad_value", "safe is 0 or 1", "safe")
+        safe = flag(request, "safe")
         form: Format = "jsonl" if request.headers.get("Accept", "").startswith(_TYPES["jsonl"]) else "csv"
         pages = _pages(api, EXPORTS[name])
         columns, rows = await anext(pages)
@@ -102,9 +99,9 @@ def of(name: str) -> Callable[[Api, web.Request], Awaitable[web.StreamResponse]]
         await response.prepare(request)
         try:
             await _send(response, sheets.write_header(columns, form))
-            await _send(response, sheets.write_rows(rows, columns, form, safe=safe == "1"))
+            await _send(response, sheets.write_rows(rows, columns, form, safe=safe))
             async for _, rows in pages:
-                await _send(response, sheets.write_rows(rows, columns, form, safe=safe == "1"))
+                await _send(response, sheets.write_rows(rows, columns, form, safe=safe))
         except (Refused, TimeoutError, ConnectionError) as error:
             log.warning("export_cut", what=name, error=type(error).__name__)
             if request.transport is not None:  # what has begun can no longer be refused, but it must not look whole

@@ -20,13 +20,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from aggregator.api import idempotency, sheets
 from aggregator.api.batches import Outcome, carry_out
-from aggregator.api.calling import CALLER, Api, answer
+from aggregator.api.calling import CALLER, Api, answer, flag
 from aggregator.api.destinations import own_urls
 from aggregator.api.idempotency import Answer, Asked, Replayed
 from aggregator.api.imported import SHEETS, Sheet, Wanted, read_wanted
 from aggregator.api.sheets import Cutter, Header, Record
 from aggregator.db.connect import Pooled, acquire
-from aggregator.reports.asked import by_name
 from schemas import limits
 from schemas.errors import Refused
 
@@ -73,13 +72,11 @@ async def _begin(api: Api, request: web.Request, sheet: Sheet) -> _Upload:
         raise Refused("unsupported_media_type", f"send {' or '.join(sheets.CONTENT_TYPES)}", "Content-Type")
     if (request.content_length or 0) > limits.IMPORT_BYTES_MAX:
         raise _too_large()
-    dry_run = by_name(list(request.rel_url.query.items()), frozenset({"dry_run"})).get("dry_run", "0")
-    if dry_run not in ("0", "1"):
-        raise Refused("bad_value", "dry_run is 0 or 1", "dry_run")
+    dry_run = flag(request, "dry_run")
     async with acquire(api.pool) as db:
         own = await own_urls(db, api.public_url)
     said = hashlib.sha256(f"{request.method} {request.path_qs} {form}\n".encode("utf-8", "surrogateescape"))
-    upload = _Upload(request, sheet, Cutter(form), dry_run == "1", own, said)
+    upload = _Upload(request, sheet, Cutter(form), dry_run, own, said)
     if form == "csv":
         await _read_header(upload)
     return upload

@@ -16,10 +16,9 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from aggregator.api import rows
-from aggregator.api.authentication import digest
 from aggregator.api.calling import Api, Caller, Id, Name, given, path_id, read_body
 from aggregator.api.dates import Instant, to_ms
-from aggregator.api.secret_text import LENGTH, api_key, random_base62
+from aggregator.api.secret_text import LENGTH, api_key, digest, random_base62
 from aggregator.api.writing import Change, changing, refusing_what_cannot_be, respond
 from aggregator.db.connect import Database, Row
 from schemas import limits

@@ -17,8 +17,7 @@ from aggregator.api.targeting import read_hosts, read_landings, read_targeting
 from aggregator.api.terms import Cpa, Cps
 from aggregator.api.writing import Change, changing, respond
 from aggregator.reports.asked import read_zone
-from schemas import limits, money
-from schemas.errors import Refused
+from schemas import limits
 from schemas.links import Landing, Targeting
 
 COLUMNS = (
@@ -117,8 +116,7 @@ def read(body: OfferBody | OfferChange, own: tuple[str, ...]) -> dict[str, Any]:
     values = read_dates({name: value for name, value in given(body).items() if name != "payout"})
     for name in ("destination_url", "fallback_url"):
         check_url(name, values.get(name), own)
-    if values.get("currency") is not None and values["currency"] not in money.EXPONENT:
-        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", "currency")
+    terms.check_currency(values.get("currency"))
     if values.get("timezone") is not None:
         read_zone(values["timezone"])
     if body.targeting:

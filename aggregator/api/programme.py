@@ -9,10 +9,10 @@ from msgspec import UNSET, UnsetType
 from aggregator.api import rows
 from aggregator.api.calling import Api, answer, given, read_body
 from aggregator.api.destinations import check_url, own_urls
+from aggregator.api.terms import check_currency
 from aggregator.api.writing import changing, respond
 from aggregator.db.connect import Database, acquire
 from aggregator.reports.asked import read_zone
-from schemas import money
 from schemas.errors import Refused
 
 ID = 1  # there is one
@@ -38,8 +38,8 @@ async def patch(api: Api, request: web.Request) -> web.Response:
     body = await read_body(request, ProgrammeChange)
     if body.timezone is not UNSET:
         read_zone(body.timezone)
-    if body.currency is not UNSET and body.currency not in money.EXPONENT:
-        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", "currency")
+    if body.currency is not UNSET:
+        check_currency(body.currency)
     async with changing(api, request) as change:
         if body.fallback_url is not UNSET:
             check_url("fallback_url", body.fallback_url, await own_urls(change.db, api.public_url))

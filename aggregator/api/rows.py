@@ -8,12 +8,12 @@ from typing import Any
 
 from aiohttp import web
 
-from aggregator.api.calling import ID_MAX, Api, answer, path_id
+from aggregator.api.calling import ID_MAX, Api, answer, parameters, path_id
 from aggregator.api.writing import Change
 from aggregator.db.connect import Database, Row, acquire
 from aggregator.db.instants import rfc3339
 from aggregator.publish.denormalise import Kind
-from aggregator.reports.asked import by_name, number
+from aggregator.reports.asked import is_whole, number, word
 from schemas import limits
 from schemas.errors import Refused
 
@@ -135,9 +135,13 @@ async def page(
 
     `fixed` are columns whose values the caller does not choose. Raises Refused naming the parameter.
     """
-    given = by_name(list(request.rel_url.query.items()), frozenset({*filters, "limit", "cursor"}))
+    given = parameters(request, (*filters, "limit", "cursor"))
     limit = number("limit", given.get("limit", str(limits.PAGE_ROWS_DEFAULT)), limits.PAGE_ROWS_MAX)
-    wanted = {name: _value(name, given[name], kind) for name, kind in filters.items() if name in given} | fixed
+    wanted = {
+        name: number(name, given[name], ID_MAX) if kind is int else word(name, given[name])
+        for name, kind in filters.items()
+        if name in given
+    } | fixed
     rules = [f"{name} = ${n}" for n, name in enumerate(wanted, 3)]
     if "status" in filters and "status" not in wanted:
         rules.append("status <> 'archived'")
@@ -160,14 +164,6 @@ def _noun(table: str) -> str:
 
 def _cursor(given: Mapping[str, str]) -> int:
     text = given.get("cursor", "0")
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= ID_MAX):
+    if not is_whole(text, ID_MAX, 0):
         raise Refused("bad_cursor", "this cursor is not one of this list's", "cursor")
     return int(text)
-
-
-def _value(name: str, text: str, kind: type[str] | type[int]) -> str | int:
-    if kind is int:
-        return number(name, text, ID_MAX)
-    if "\0" in text:
-        raise Refused("bad_value", f"{name} has a control character", name)
-    return text

@@ -6,13 +6,13 @@ import re
 
 from aiohttp import web
 
-from aggregator.api.calling import CALLER, ID_MAX, Api, Caller, path_id, raw_answer
+from aggregator.api.calling import CALLER, ID_MAX, Api, Caller, parameters, path_id, raw_answer
 from aggregator.db.connect import Database, acquire
-from aggregator.reports.asked import by_name, number
+from aggregator.reports.asked import number
 from aggregator.reports.scores import Segment
 from schemas.errors import Refused
 
-_PARAMETERS = frozenset("partner_id country device".split())
+_PARAMETERS = ("partner_id", "country", "device")
 _DEVICES = ("desktop", "mobile", "other", "robot", "tablet")
 _SEEN = """
 SELECT EXISTS (
@@ -26,7 +26,7 @@ async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/offers/{id}/score?partner_id&country&device`: conversions and payout to expect of 1,000 valid clicks on
     an offer. A partner asks for its own."""
     caller = request[CALLER]
-    given = by_name(list(request.rel_url.query.items()), _PARAMETERS)
+    given = parameters(request, _PARAMETERS)
     segment = _segment(path_id(request, "offer"), given, caller)
     async with acquire(api.pool) as db:
         await _check(db, segment, caller)

@@ -39,6 +39,11 @@ def advertiser_token(text: str) -> str:
     return f"at_{text}"
 
 
+def digest(secret: str) -> bytes:
+    """What is kept of a secret."""
+    return hashlib.sha256(secret.encode("ascii")).digest()
+
+
 def checksum(text: str) -> str:
     """CRC-32 in base 62: a mistyped key is told apart from an unknown one without asking the database."""
     return base62(zlib.crc32(text.encode("ascii")), 6)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from aggregator.api.destinations import check_url
+from aggregator.api.destinations import LABEL, check_url
 from schemas import limits
 from schemas.errors import Refused
 from schemas.links import Hours, Landing, Targeting, origins
@@ -22,8 +22,7 @@ _SHAPES = {
     "browser": (_NAME, "the name of a browser, such as firefox"),
     "language": (re.compile("[a-z]{2,3}"), "a language without its region, such as de"),
 }
-_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"(?=[^:]{{1,253}}(:|\Z))((\*\.{_LABEL}\.)?({_LABEL}\.)*{_LABEL})(:(?!80\Z|443\Z)[1-9]\d{{0,4}})?")
+_HOST = re.compile(rf"(?=[^:]{{1,253}}(:|\Z))((\*\.{LABEL}\.)?({LABEL}\.)*{LABEL})(:(?!80\Z|443\Z)[1-9]\d{{0,4}})?")
 
 
 def read_targeting(targeting: Targeting, field: str = "targeting") -> dict[str, Any]:

@@ -104,10 +104,15 @@ async def add_first(db: Database, offer_id: int, payout: Cpa | Cps) -> None:
     await _add(db, offer_id, payout, None)
 
 
+def check_currency(code: str | None, field: str = "currency") -> None:
+    """Raises Refused naming the field for what is no currency; None is none."""
+    if code is not None and code not in money.EXPONENT:
+        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", field)
+
+
 def check_payout(payout: Cpa | Cps, within: str = "") -> None:
     """Raises Refused for an unknown currency, a percent out of range; `within` comes before the names of its fields."""
-    if payout.currency not in money.EXPONENT:
-        raise Refused("bad_value", "currency must be an ISO 4217 code, such as EUR", f"{within}currency")
+    check_currency(payout.currency, f"{within}currency")
     if isinstance(payout, Cps) and not _is_percent(payout.percent):
         raise Refused(
             "bad_value",

@@ -26,6 +26,7 @@ GroupBy = Literal["day", "link"]
 Group = date | int
 _GROUP_BY: dict[str, GroupBy] = {"day": "day", "link": "link"}
 _ID_MAX = 2**31 - 1
+_DIGITS_MAX = 19  # of an int8
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # a `+` that was not percent-encoded arrives as a space
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d)?)(?:([Zz])|([+ -])(\d\d:\d\d))", re.ASCII)
@@ -193,9 +194,21 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 def number(name: str, text: str, most: int, least: int = 1) -> int:
     """Raises Refused naming the parameter."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+    if not is_whole(text, most, least):
         raise Refused("bad_value", f"{name} must be a whole number from {least} to {most}", name)
     return int(text)
+
+
+def is_whole(text: str, most: int, least: int = 1) -> bool:
+    """Whether this is a number in digits, and not too long to be read at all."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX and least <= int(text) <= most
+
+
+def word(name: str, text: str) -> str:
+    """A text to be found in the database. Raises Refused naming the parameter for one that Postgres could not take."""
+    if "\0" in text:
+        raise Refused("bad_value", f"{name} has a control character", name)
+    return text
 
 
 def _shown(text: str) -> str:
