@@ -38,7 +38,7 @@ COMMANDS = {
         "-f", str(SCRIPTS / "locust" / "spike.py"),
     ],
 }  # fmt: skip
-RESTING_PER_S = {"k6": 200, "locust": 60}  # ten times that is well within what a core of each can do
+RESTING_PER_S = {"k6": 150, "locust": 60}  # ten times that is about half of what a core of each can do
 BEGINS_S = 60.0
 OVERTIME_S = 60.0
 SHOWN_MAX = 10
@@ -51,13 +51,13 @@ class BrokenOff(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """All that a spike found out. `complaints` are the generator's, `busy` is the share of the system's cores that was
-    not idle during the spike, `outcomes` are the edge's own count."""
+    """All that a spike found out. `complaints` are the generator's, `spent_s` is the CPU of each process during the
+    spike, `outcomes` are the edge's own count."""
 
     heard: Heard
     recorded: Recorded
     complaints: list[str]
-    busy: float
+    spent_s: dict[str, float]
     complete_s: float
     outcomes: dict[str, int]
 
@@ -86,11 +86,11 @@ async def spike(tool: str, sizes: Sizes, stages: list[Stage], running: Running, 
     run = f"s{secrets.token_hex(3)}"
     programme = await system.fill(running, run, sizes.cold_links)
     script = plan.script(running, programme, run, sizes.cold_links, stages)
-    own_cores = system.part(running)
+    system.part(running)
     (folder / "spike.json").write_bytes(msgspec.json.encode(script))
     process = await start(tool, folder)
     try:
-        busy = await _accompany(process, folder / "told", stages, sizes, running, own_cores)
+        spent_s = await _accompany(process, folder / "told", stages, sizes, running)
         await asyncio.wait_for(process.wait(), max(stage.end_s for stage in stages) + OVERTIME_S)
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -102,7 +102,7 @@ async def spike(tool: str, sizes: Sizes, stages: list[Stage], running: Running, 
     complete_s = await recorded.complete(running.database_url)
     counted = await recorded.count(running.database_url, _told(told, "id "))
     outcomes = await recorded.outcomes(running.metrics_url)
-    return Found(heard, counted, _told(told, "wrong "), busy, complete_s, outcomes)
+    return Found(heard, counted, _told(told, "wrong "), spent_s, complete_s, outcomes)
 
 
 async def start(tool: str, folder: Path) -> Process:
@@ -119,18 +119,20 @@ def _told(lines: list[str], word: str) -> list[str]:
 
 
 async def _accompany(
-    process: Process, told: Path, stages: list[Stage], sizes: Sizes, running: Running, own_cores: list[int]
-) -> float:
+    process: Process, told: Path, stages: list[Stage], sizes: Sizes, running: Running
+) -> dict[str, float]:
     """From the generator's first word to the end of the spike: freeze the broker in its middle if that is wanted.
-    Answers the busy share of the system's cores."""
+    Answers the seconds of CPU that each process has spent during the spike."""
     await _began(process, told)
     during = plan.named(stages, "spike")
     await asyncio.sleep(during.start_s)
-    watching = asyncio.create_task(system.busy(own_cores, during.for_s))
+    ends, before_s = time.monotonic() + during.for_s, system.spent_s(running, process.pid)
     if sizes.freeze_broker_s:
         await asyncio.sleep(during.for_s / 4)
         await system.freeze(running, sizes.freeze_broker_s)
-    return await watching
+    await asyncio.sleep(ends - time.monotonic())
+    after_s = system.spent_s(running, process.pid)
+    return {name: after_s[name] - spent for name, spent in before_s.items()}
 
 
 async def _began(process: Process, told: Path) -> None:
@@ -149,7 +151,7 @@ def show(found: Found, stages: list[Stage], console: Console) -> None:
         times = f"{took.p50_ms:.1f}", f"{took.p99_ms:.1f}"
         table.add_row(stage.name, " to ".join(f"{rate:,.0f}" for rate in rates), f"{took.count:,}", *times)
     console.print(table)
-    heard, there = found.heard, found.recorded
+    heard, there, during = found.heard, found.recorded, plan.named(stages, "spike")
     lines = {
         "clicks answered, recorded, rolled up": (heard.answered, there.clicks, there.rolled_up),
         "of those sampled by id, recorded": (there.samples, there.sampled),
@@ -159,7 +161,14 @@ def show(found: Found, stages: list[Stage], console: Console) -> None:
     figures = {what: ", ".join(f"{number:,}" for number in numbers) for what, numbers in lines.items()}
     figures["the edge counted"] = ", ".join(f"{name} {number:,}" for name, number in found.outcomes.items())
     figures["reports complete after"] = f"{found.complete_s:.1f} s"
-    figures["busy during the spike"] = f"{found.busy:.0%} of the system's cores"
+    for name, spent_s in found.spent_s.items():
+        figures[f"CPU during the spike, {name}"] = _cost(spent_s, heard.stages["spike"].count, during.for_s)
+    system_s = sum(found.spent_s.values()) - found.spent_s["generator"]
+    figures["CPU during the spike, system"] = _cost(system_s, heard.stages["spike"].count, during.for_s)
     figures["p99 during the spike / at rest"] = verdict.goal(heard)
     for what, figure in figures.items():
         console.print(f"{what}: {figure}", highlight=False)
+
+
+def _cost(spent_s: float, answers: int, for_s: float) -> str:
+    return f"{spent_s / max(answers, 1) * 1e6:.0f} us a click, {spent_s / for_s:.0%} of a core"

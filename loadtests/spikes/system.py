@@ -6,16 +6,15 @@ import asyncio
 import json
 import os
 import signal
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 
 from loadtests.bench.systems import pin
+from loadtests.cpu import cpu_s
 from loadtests.programme import Programme, Refused, api, call, make_programme
 
 WARM_LINKS = 200
@@ -42,15 +41,13 @@ class Running:
         )  # fmt: skip
 
 
-def part(running: Running) -> list[int]:
+def part(running: Running) -> None:
     """On two cores the system gets the one, and this process with all that it starts from now on the other; where there
-    are more, neither is in the other's way. Answers the system's cores."""
+    are more, neither is in the other's way."""
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(there) != 2:
-        return there
-    pin([pid for pids in running.pids.values() for pid in pids], there[0])
-    os.sched_setaffinity(0, {there[1]})
-    return there[:1]
+    if len(there) == 2:
+        pin([pid for pids in running.pids.values() for pid in pids], there[0])
+        os.sched_setaffinity(0, {there[1]})
 
 
 async def fill(running: Running, run: str, cold_links: int) -> Programme:
@@ -91,10 +88,7 @@ async def freeze(running: Running, for_s: float) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-async def busy(of: list[int], for_s: float) -> float:
-    """The share of these cores' time that was not idle; of all cores if none are named."""
-    before, began = psutil.cpu_times(percpu=True), time.monotonic()
-    await asyncio.sleep(for_s)
-    after, took_s = psutil.cpu_times(percpu=True), time.monotonic() - began
-    chosen = of or range(len(after))
-    return 1 - sum(after[core].idle - before[core].idle for core in chosen) / took_s / len(chosen)
+def spent_s(running: Running, generator: int) -> dict[str, float]:
+    """Seconds of CPU so far, by process; what an edge's workers have spent is the edge's."""
+    names = {name: pids for name, pids in running.pids.items() if pids and name != "worker"}
+    return {name: cpu_s(pids) for name, pids in (names | {"generator": [generator]}).items()}

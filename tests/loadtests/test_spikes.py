@@ -174,9 +174,10 @@ async def test_what_a_generator_says_it_heard_is_what_the_edge_has_logged(
     heard, told, exit_code = await sent(tool, tmp_path, a_script(f"http://127.0.0.1:{edge.port}", *stages))
     clicks = {event.id for event in edge.wrote() if isinstance(event, Click)}
     orders = {event.conversion_id for event in edge.wrote() if isinstance(event, Conversion)}
-    assert (heard.answered, heard.accepted, heard.wrong, heard.dropped) == (len(clicks), len(orders), 0, 0)
-    assert heard.answered >= 270
-    assert heard.accepted == pytest.approx(40, abs=1)
+    assert heard.answered == len(clicks) >= 270
+    # on a machine that stands still a conversion may be late: refused with a 503, and logged
+    assert 20 <= heard.accepted <= len(orders) <= heard.accepted + heard.wrong
+    assert heard.dropped == 0
     assert {uuid_of(line.removeprefix("id ")) for line in told if line.startswith("id ")} <= clicks
     assert (exit_code == 0) == (not heard.crossed)
 
