@@ -92,7 +92,10 @@ async def by_links(wanted: Wanted, folder: Path, progress: Progress) -> tuple[li
     async with systems.running(folder, [journal], max(wanted.links)) as started:
         progress.advance(starting)
         os.sched_setaffinity(0, {wrk.CORE})
-        up, task = started.up[journal.system], progress.add_task("links", total=len(wanted.links) * wanted.rounds)
+        up = started.up[journal.system]
+        cold = await _ask_cold(up.url, journal.name, asked, max(wanted.links))
+        progress.console.print(f"{cold:,} clicks were refused while their links were read for the first time")
+        task = progress.add_task("links", total=len(wanted.links) * wanted.rounds)
         for number, links in turns(wanted.links, wanted.rounds):
             progress.update(task, description=f"round {number + 1}: {links:,} links")
             turn, warm_up_s = Turn(number, mixed=False, connections=CONNECTIONS), 1 + links // WARMED_S
@@ -100,6 +103,15 @@ async def by_links(wanted: Wanted, folder: Path, progress: Progress) -> tuple[li
             taken.append(Taken(links, number, run.rate_s, run.cpu_us))
             progress.advance(task)
         return taken, await _wrong(started, asked, journal.name, progress)
+
+
+async def _ask_cold(url: str, name: str, asked: Asked, links: int) -> int:
+    """Ask for every link once; how many were refused, because Redis did not answer in time."""
+    heard = await wrk.load(url, name, CONNECTIONS, 1 + links // WARMED_S, links=links, check=True)
+    asked.answered += heard.answered - heard.refused
+    asked.sent += heard.answered - heard.refused + CONNECTIONS
+    asked.ids += heard.ids.split()
+    return heard.refused
 
 
 async def _wrong(started: systems.Systems, asked: Asked, name: str, progress: Progress) -> list[str]:

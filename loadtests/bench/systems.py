@@ -26,6 +26,8 @@ from loadtests.bench.contenders import Contender
 from loadtests.bench.wrk import CODES
 from loadtests.faults import edges
 from loadtests.faults.house import House
+from schemas import redis_keys
+from schemas.redis import done, publishing
 
 STOP_S = 20.0
 LIVE_S = 60.0
@@ -152,6 +154,7 @@ async def _start_edges(
     first = next(iter(houses.values()))
     idle = {"CLICKDAM_LOG_URL": f"journal://{systems.folder}/idle", "CLICKDAM_ADMIN_PORT": str(free_port())}
     publisher = _kept(stack, await first.spawn("aggregator", **idle))
+    await _until_published(valkey.url)
     for name, house in houses.items():
         stack.push_async_callback(house.stop)
         await house.start_edge()
@@ -185,6 +188,16 @@ async def _make_links(database_url: str, names: list[str], links: int) -> None:
         await connection.execute(_PROGRAMME, names, links)
     finally:
         await connection.close()
+
+
+async def _until_published(redis_url: str) -> None:
+    """Wait until Redis has all links: the last one may come before the others. Raises CannotStart."""
+    gives_up = time.monotonic() + LIVE_S
+    async with publishing(redis_url) as redis:
+        while not await done(redis.exists(redis_keys.COMPLETE)):
+            if time.monotonic() > gives_up:
+                raise CannotStart(f"the links were not published within {LIVE_S:.0f} s")
+            await asyncio.sleep(0.05)
 
 
 async def _until_live(url: str, path: str) -> None:
