@@ -50,12 +50,12 @@ INSERT INTO api_key (role, partner_id, advertiser_id, name, scopes, requests_per
                      key_sha256, last_four)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING *
 """
-_LIVE = "revoked_at IS NULL AND coalesce(expires_at > now(), true)"
-_NEIGHBOUR = f"SELECT id FROM api_key WHERE (replaces = $1 OR id = $2) AND {_LIVE} LIMIT 1"  # noqa: S608 - our own names
+LIVE = "revoked_at IS NULL AND coalesce(expires_at > now(), true)"
+_NEIGHBOUR = f"SELECT id FROM api_key WHERE (replaces = $1 OR id = $2) AND {LIVE} LIMIT 1"  # noqa: S608 - our own names
 # Two keys that revoke each other meet here, so that one of them stays.
 _LOCK_ADMINS = "SELECT FROM api_key WHERE role = 'admin' AND revoked_at IS NULL ORDER BY id FOR NO KEY UPDATE"
 _OTHER_ADMIN = f"""
-SELECT EXISTS (SELECT FROM api_key WHERE role = 'admin' AND id <> $1 AND {_LIVE}
+SELECT EXISTS (SELECT FROM api_key WHERE role = 'admin' AND id <> $1 AND {LIVE}
                AND coalesce('keys.write' = ANY(scopes), true))
 """  # noqa: S608 - our own names
 _END_LATER = """

@@ -13,7 +13,7 @@ from schemas import limits
 
 ACTOR = "cli"
 OPERATOR = Wanted("admin", name="clickdam up", requests_per_minute=limits.REQUESTS_PER_MINUTE_MAX)
-_LISTED = "SELECT * FROM api_key WHERE $1 OR revoked_at IS NULL AND coalesce(expires_at > now(), true) ORDER BY id"
+_LISTED = f"SELECT * FROM api_key WHERE $1 OR {keys.LIVE} ORDER BY id"  # noqa: S608 - our own names
 _RECORD = "INSERT INTO audit (actor, action, subject, before, after) VALUES ($1, $2, $3, $4, $5)"
 
 
