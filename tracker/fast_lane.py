@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
@@ -28,18 +28,22 @@ from tracker.edge import Edge
 from tracker.framing import Framing
 from tracker.steps import Click, Decision, decide
 
-_LINE = re.compile(rb'(GET|HEAD) /c/(%s)/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n' % CODE.pattern.encode(), re.ASCII)
+_LINE = re.compile(rf"(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!\"$-~]*))? HTTP/1\.1\r\n", re.ASCII)
+_BEGINS = (b"GET /c/", b"HEAD /c/")
 _END = b"\r\n\r\n"
-# Headers that say whose click it is, and those with which a request is none of ours. httptools has seen before that
+# Headers with which a request is none of ours, and those that say whose click it is. httptools has seen before that
 # each line is one header, and that none is continued on the next.
-_HEADERS = re.compile(
-    rb"\r\n(user-agent|referer|host|accept-language|x-forwarded-for"
-    rb"|expect|content-length|transfer-encoding|upgrade|proxy-connection):[ \t]*([^\r]*)",
-    re.IGNORECASE,
+_AIOHTTPS = frozenset(
+    "expect content-length content-type content-range content-location transfer-encoding upgrade proxy-connection etag "
+    "max-forwards server".split()
 )
-_AIOHTTPS = frozenset((b"expect", b"content-length", b"transfer-encoding", b"upgrade", b"proxy-connection"))
+_HEADERS = re.compile(
+    rf"\r\n(user-agent|referer|host|accept-language|x-forwarded-for|{'|'.join(sorted(_AIOHTTPS))}):"
+    r"[ \t]*([^\r]*(?<![ \t]))",
+    re.IGNORECASE | re.ASCII,
+)
 _FIXED = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
-_BODY = {b"GET": "Content-Length: 0\r\n", b"HEAD": ""}  # as aiohttp says it
+_BODY = {"GET": "Content-Length: 0\r\n", "HEAD": ""}  # as aiohttp says it
 
 
 class FastLane(Connection):
@@ -99,19 +103,19 @@ class FastLane(Connection):
 
     def _take(self, data: bytes) -> bool:
         """Whether the first request was answered here, or will be; what is behind it is held or looked at."""
-        line = _LINE.match(data)
         end = data.find(_END) + len(_END)
-        if line is None or not len(_END) <= end <= limits.LANE_HEAD_BYTES_MAX:
+        head = data if end == len(data) else data[:end]
+        if not head.startswith(_BEGINS) or len(head) > limits.LANE_HEAD_BYTES_MAX or not _is_plain(head):
             return False
-        click = _read(self._edge, self._peer, line, data if end == len(data) else data[:end])
-        decision = click and _decided(self._edge, click, line[2].decode())
-        if not click or not decision:
+        asks = _read(self._edge, self._peer, head.decode("ascii"))
+        decision = asks and _decided(self._edge, asks)
+        if not asks or not decision:
             return False
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self._is_answering = self._is_holding = True
         if end < len(data):
             self._hold(data[end:])
-        self._answer_when_durable(click, decision, _redirect(decision.location or "", line[1]))
+        self._answer_when_durable(asks.click, decision, _redirect(decision.location or "", asks.method))
         return True
 
     def _answer_when_durable(self, click: Click, decision: Decision, answer: bytes) -> None:
@@ -157,7 +161,8 @@ class FastLane(Connection):
 
 
 class _Plain:
-    """Says of a head whether httptools takes it for one whole request, without a body, on a connection that stays."""
+    """Says of a head whether httptools takes it for one whole request, without a body, on a connection that stays; and
+    whether it is ASCII, as all but a few are."""
 
     def __init__(self) -> None:
         self._renew()
@@ -166,16 +171,16 @@ class _Plain:
         self._parser = HttpRequestParser(self)
 
     def on_message_complete(self) -> None:
-        self._is_whole = True
+        self._is_plain = self._parser.should_keep_alive()  # afterwards it knows no more
 
     def __call__(self, head: bytes) -> bool:
-        self._is_whole = False
+        self._is_plain = False
         try:
             self._parser.feed_data(head)
         except (HttpParserError, HttpParserUpgrade):
-            self._is_whole = False
-        if self._is_whole and self._parser.should_keep_alive():
-            return True
+            self._is_plain = False
+        if self._is_plain:
+            return head.isascii() and head.count(b"\r\n") < limits.LANE_HEADERS_MAX
         self._renew()
         return False
 
@@ -183,33 +188,37 @@ class _Plain:
 _is_plain = _Plain()  # one for all connections: it is given whole heads only
 
 
-def _read(edge: Edge, peer: str, line: re.Match[bytes], head: bytes) -> Click | None:
-    """The click of a plain head; None where aiohttp should look at it."""
-    if not _is_plain(head) or head.count(b"\r\n") > limits.LANE_HEADERS_MAX:
+class _Asks(NamedTuple):
+    method: str
+    code: str
+    click: Click
+
+
+def _read(edge: Edge, peer: str, head: str) -> _Asks | None:
+    """What a plain head asks; None where aiohttp should look at it."""
+    line, found = _LINE.match(head), _HEADERS.findall(head)
+    headers = {name.lower(): value for name, value in found}
+    if line is None or len(headers) < len(found) or "host" not in headers or not _AIOHTTPS.isdisjoint(headers):
         return None
-    found = _HEADERS.findall(head)
-    said = {name.lower(): value for name, value in found}
-    if len(said) < len(found) or b"host" not in said or not _AIOHTTPS.isdisjoint(said):
-        return None
-    return asked(
+    method, code, query = line.groups("")
+    said = headers.get
+    click = asked(
         edge,
-        method=line[1].decode(),
-        query=(line[3] or b"").decode(),
+        method=method,
+        query=query,
         peer=peer,
-        forwarded_for=_text(said, b"x-forwarded-for"),
-        user_agent=_text(said, b"user-agent"),
-        referer=_text(said, b"referer"),
-        host=_text(said, b"host"),
-        languages=_text(said, b"accept-language"),
+        forwarded_for=said("x-forwarded-for", ""),
+        user_agent=said("user-agent", ""),
+        referer=said("referer", ""),
+        host=said("host", ""),
+        languages=said("accept-language", ""),
     )
+    return _Asks(method, code, click)
 
 
-def _text(said: dict[bytes, bytes], name: bytes) -> str:
-    return said[name].rstrip(b" \t").decode("utf-8", "surrogateescape") if name in said else ""
-
-
-def _decided(edge: Edge, click: Click, code: str) -> Decision | None:
+def _decided(edge: Edge, asks: _Asks) -> Decision | None:
     """The decision if it is a redirect, of configs that are held and fresh."""
+    _, code, click = asks
     target = edge.links.held(code, click.host)
     if target is None or len(click.query) > limits.QUERY_BYTES_MAX:
         return None
@@ -220,7 +229,7 @@ def _decided(edge: Edge, click: Click, code: str) -> Decision | None:
     return decision if decision.location is not None else None
 
 
-def _redirect(location: str, method: bytes) -> bytes:
+def _redirect(location: str, method: str) -> bytes:
     return (
         f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n{_FIXED}{_BODY[method]}"
         f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n"

@@ -22,7 +22,7 @@ class Framing:
     __slots__ = ("_body_left", "_head", "lost")
 
     def __init__(self) -> None:
-        self._head = bytearray()
+        self._head = b""
         self._body_left = 0
         self.lost = False
 
@@ -33,26 +33,22 @@ class Framing:
 
     def follow(self, data: bytes) -> None:
         """What passes next."""
-        while data and not self.lost:
-            if self._body_left:
-                passed = min(self._body_left, len(data))
-                self._body_left -= passed
-                data = data[passed:]
-            else:
-                data = self._follow_head(data)
-
-    def _follow_head(self, data: bytes) -> bytes:
-        """Take a head's bytes; what is behind it."""
-        seen = max(0, len(self._head) - len(_END))
-        self._head += data
-        end = self._head.find(_END, seen) + len(_END)
-        if end < len(_END):
-            self.lost = len(self._head) > LINE_BYTES_MAX
-            return b""
-        body_bytes = _body_bytes(bytes(self._head[:end]))
-        behind = bytes(self._head[end:])
-        self.lost, self._body_left, self._head = body_bytes is None, body_bytes or 0, bytearray()
-        return behind
+        if self.lost:
+            return
+        data, at = self._head + data, 0
+        while at < len(data):
+            passed = min(self._body_left, len(data) - at)
+            at, self._body_left = at + passed, self._body_left - passed
+            end = data.find(_END, at) + len(_END)
+            if self._body_left or end < len(_END):
+                break
+            body_bytes = _body_bytes(data[at:end])
+            if body_bytes is None:
+                self.lost = True
+                break
+            at, self._body_left = end, body_bytes
+        self.lost = self.lost or len(data) - at > LINE_BYTES_MAX
+        self._head = b"" if self.lost else data[at:]
 
 
 def _body_bytes(head: bytes) -> int | None:

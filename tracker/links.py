@@ -17,7 +17,7 @@ import structlog
 from schemas import limits, links, redis_keys
 from schemas.links import Advertiser, Config, Domain, Link, Offer, Partner, Programme, Reference
 from schemas.redis import PubSub, Redis, RedisError, done, listening, reading
-from schemas.two_tier import SecondTierAway, TwoTier
+from schemas.two_tier import Entry, SecondTierAway, TwoTier
 from tracker.background import running
 from tracker.steps import Target
 
@@ -35,6 +35,7 @@ class LinkCache:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.stream_healthy = False
+        self._made: dict[str, tuple[Target, tuple[Entry[Config], ...]]] = {}
         self.tier: TwoTier[str, Config] = TwoTier(
             self._fetch,
             entries_max=limits.L1_ENTRIES_MAX,
@@ -47,21 +48,42 @@ class LinkCache:
         )
 
     def held(self, code: str, host: str = "") -> Target | None:
-        """What `find` would say of a known link, if all of it is held and fresh."""
+        """What `find` would say of a known link, if all of it is held and fresh. Made once of a link's configs, and
+        again when one of them is not fresh; by a domain of ours, which may have links of its own, each time."""
+        made = self._made.get(code)
+        if made is not None and self.tier.are_fresh(made[1]) and host not in made[0].programme.domains:
+            return made[0]
+        return self._make(code, host)
+
+    def _make(self, code: str, host: str) -> Target | None:
         fresh = self.tier.fresh
         programme = fresh(redis_keys.PROGRAMME)
-        domain = programme.domains.get(host) if isinstance(programme, Programme) and programme.domains else None
+        domain = programme.domains.get(host) if isinstance(programme, Programme) else None
         link = fresh(redis_keys.link(code, host if domain and domain.own_links else ""))
         if not isinstance(programme, Programme) or not isinstance(link, Link) or (domain and domain.archived):
             return None
         offer, partner = fresh(redis_keys.offer(link.offer_id)), fresh(redis_keys.partner(link.partner_id))
         if not isinstance(offer, Offer) or not isinstance(partner, Partner):
             return None
-        return Target(programme, link, offer, partner, domain)
+        target = Target(programme, link, offer, partner, domain)
+        if domain is None:
+            self._keep(code, target)
+        return target
+
+    def _keep(self, code: str, target: Target) -> None:
+        assert target.link is not None
+        keys = (redis_keys.PROGRAMME, redis_keys.link(code), redis_keys.offer(target.link.offer_id))
+        held = map(self.tier.entry, (*keys, redis_keys.partner(target.link.partner_id)))
+        if len(self._made) >= limits.L1_ENTRIES_MAX:
+            self._made.clear()
+        self._made[code] = target, tuple(entry for entry in held if entry is not None)
 
     async def find(self, code: str, host: str = "") -> Target:
         """Where a code leads for who comes by this host. Raises NotReady where that is not known; an unknown code, or
         none, is a Target without a link."""
+        held = self.held(code, host)
+        if held is not None:
+            return held
         programme, domain = await self._programme(host)
         if not code or (domain and domain.archived):
             return Target(programme, domain=domain)

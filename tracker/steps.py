@@ -6,15 +6,16 @@ Two things follow a click's last step, whatever it was: its id is minted with it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import orjson
 
 from schemas import events
 from schemas.click_id import ClickKey, mint, uuid7_bytes, uuid_text
-from schemas.links import Asked, Block, Domain, Link, Offer, Partner, Programme, Targeting
+from schemas.links import Asked, Block, Domain, Link, Offer, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
 from tracker import deep_links, macros, params, visitor
 from tracker.caps import CapPeriod, CapTotals, concerning
@@ -24,13 +25,17 @@ from tracker.targeting import off_target
 
 class Target(msgspec.Struct, frozen=True):
     """Where a request leads: its link (none where an offer and a partner were named instead), offer and partner, and
-    the domain of ours it came by; None where there is none."""
+    the domain of ours it came by; None where there is none. `steps` are those that can have something to do for it."""
 
     programme: Programme
     link: Link | None = None
     offer: Offer | None = None
     partner: Partner | None = None
     domain: Domain | None = None
+    steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "steps", tuple(step for step in STEPS if _concerned(step, self)))
 
 
 class Click(msgspec.Struct):
@@ -81,6 +86,21 @@ class Known:
 
 
 Step = Callable[[Click, Target, Known], None]
+_CONCERNS: dict[Step, Callable[[Target], object]] = {}
+
+
+def concerns(which: Callable[[Target], object]) -> Callable[[Step], Step]:
+    """Of most targets most steps have nothing to say: a step runs only for the targets that it concerns."""
+
+    def of(step: Step) -> Step:
+        _CONCERNS[step] = which
+        return step
+
+    return of
+
+
+def _concerned(step: Step, target: Target) -> bool:
+    return step not in _CONCERNS or bool(_CONCERNS[step](target))
 
 
 def put_params(click: Click, target: Target, known: Known) -> None:
@@ -106,45 +126,46 @@ def put_country(click: Click, target: Target, known: Known) -> None:
     click.country = visitor.country(click.ip)
 
 
+@concerns(lambda to: to.offer is None or to.partner is None)
 def drop_unknown_link(click: Click, target: Target, known: Known) -> None:
-    if target.offer is None or target.partner is None:
-        click.reason = Reason.UNKNOWN_LINK
+    click.reason = Reason.UNKNOWN_LINK
 
 
+@concerns(lambda to: to.partner and to.partner.status != "active")
 def drop_blocked_partner(click: Click, target: Target, known: Known) -> None:
-    if target.partner and target.partner.status != "active":
-        click.reason = Reason.PARTNER_BLOCKED
+    click.reason = Reason.PARTNER_BLOCKED
 
 
+@concerns(lambda to: any(of.status != "active" for of in (to.link, to.offer) if of))
 def drop_paused(click: Click, target: Target, known: Known) -> None:
-    if target.link and target.link.status != "active":
-        click.reason = Reason.LINK_PAUSED
-    elif target.offer and target.offer.status != "active":
-        click.reason = Reason.OFFER_PAUSED
+    is_links = target.link and target.link.status != "active"
+    click.reason = Reason.LINK_PAUSED if is_links else Reason.OFFER_PAUSED
 
 
+@concerns(lambda to: any(of.starts_ms for of in (to.link, to.offer) if of))
 def drop_not_started(click: Click, target: Target, known: Known) -> None:
     for of in (target.link, target.offer):
         if of and of.starts_ms and click.at_ms < of.starts_ms:
             click.reason = Reason.NOT_STARTED
 
 
+@concerns(lambda to: any(of.ends_ms for of in (to.link, to.offer) if of))
 def drop_expired(click: Click, target: Target, known: Known) -> None:
     for of in (target.link, target.offer):
         if of and of.ends_ms and click.at_ms >= of.ends_ms:
             click.reason = Reason.EXPIRED
 
 
+@concerns(lambda to: to.offer and to.partner and to.offer.access != "open" and to.offer.id not in to.partner.offers)
 def drop_not_approved(click: Click, target: Target, known: Known) -> None:
-    offer, partner = target.offer, target.partner
-    if offer and partner and offer.access != "open" and offer.id not in partner.offers:
-        click.reason = Reason.NOT_APPROVED
+    click.reason = Reason.NOT_APPROVED
 
 
+@concerns(lambda to: to.partner and (to.partner.blocks or to.programme.blocks))
 def drop_blocked(click: Click, target: Target, known: Known) -> None:
     """Traffic that is not wanted: of this partner on this offer, or of a source_id or sub1."""
     offer, partner, everybody = target.offer, target.partner, target.programme.blocks
-    if not (offer and partner and (partner.blocks or everybody)):
+    if not (offer and partner):
         return
     source, sub1 = click.params.get("source_id", ""), click.params.get("sub1", "")
     for offer_id in (0, offer.id):
@@ -155,21 +176,24 @@ def drop_blocked(click: Click, target: Target, known: Known) -> None:
             click.reason = Reason.BLOCKED_SOURCE
 
 
+@concerns(lambda to: to.offer and to.offer.targeting)
 def drop_off_target(click: Click, target: Target, known: Known) -> None:
     if target.offer and target.offer.targeting:
-        click.reason = _off_target(click, target, target.offer.targeting)
+        click.reason = off_target(target.offer.targeting, _seen(click), _timezone(target), click.at_ms)
 
 
-def _off_target(click: Click, target: Target, targeting: Targeting) -> Reason:
-    seen: dict[Asked, str] = {
+def _seen(click: Click) -> dict[Asked, str]:
+    return {
         "country": click.country.lower(),
         "device": click.device,
         "os": click.os.lower(),
         "browser": click.browser.lower(),
         "language": visitor.language(click.languages),
     }
-    timezone = (target.offer and target.offer.timezone) or target.programme.timezone
-    return off_target(targeting, seen, timezone, click.at_ms)
+
+
+def _timezone(target: Target) -> str:
+    return (target.offer and target.offer.timezone) or target.programme.timezone
 
 
 def put_destination(click: Click, target: Target, known: Known) -> None:
@@ -177,26 +201,27 @@ def put_destination(click: Click, target: Target, known: Known) -> None:
         click.destination = (target.link and target.link.destination_url) or target.offer.destination_url
 
 
+@concerns(lambda to: to.offer and to.offer.landings and not (to.link and to.link.destination_url))
 def put_landing(click: Click, target: Target, known: Known) -> None:
     """One of the offer's landings that are meant for this click, its share of visitors to each; else the destination
     stands, as it does where the link has its own."""
-    if target.offer is None or not target.offer.landings or (target.link and target.link.destination_url):
-        return
+    landings = target.offer.landings if target.offer else ()
+    seen, timezone = _seen(click), _timezone(target)
     meant = [
         landing
-        for landing in target.offer.landings
-        if landing.targeting is None or not _off_target(click, target, landing.targeting)
+        for landing in landings
+        if landing.targeting is None or not off_target(landing.targeting, seen, timezone, click.at_ms)
     ]
     if meant:
         click.destination = choose(meant, click.visitor)
 
 
+@concerns(lambda to: to.offer and to.offer.deep_link_hosts)
 def put_deep_link(click: Click, target: Target, known: Known) -> None:
     """The page the link itself asks for, where its offer allows that host; else the destination stands."""
-    if target.offer is None or not target.offer.deep_link_hosts:
-        return
     asked = deep_links.asked(click.params, click.destination or "")
-    if asked and deep_links.allowed(asked, target.offer.deep_link_hosts, {click.host, *target.programme.domains}):
+    hosts = target.offer.deep_link_hosts if target.offer else ()
+    if asked and deep_links.allowed(asked, hosts, {click.host, *target.programme.domains}):
         click.destination, click.deep_link = asked, True
 
 
@@ -208,11 +233,12 @@ def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.KNOWN_BOT
 
 
+@concerns(lambda to: to.offer and to.partner and (to.offer.caps or to.partner.caps))
 def drop_over_cap(click: Click, target: Target, known: Known) -> None:
     """Where a cap is reached, what it says happens, and one that stops goes before one that lets pass; else the click
     counts against all that concern it. Only ordinary clicks are counted, so only they are looked at."""
     offer, partner = target.offer, target.partner
-    if not (offer and partner and (offer.caps or partner.caps)) or click.click_class is not ClickClass.NORMAL:
+    if not (offer and partner) or click.click_class is not ClickClass.NORMAL:
         return
     asked = concerning(offer, partner, target.programme.timezone, click.at_ms)
     reached = {cap.over_cap for cap, of in asked if known.caps.total(of) >= cap.clicks}
@@ -254,9 +280,9 @@ def decide(click: Click, target: Target, key: ClickKey, known: Known) -> Decisio
     return Decision(click.reason) if click.destination is None else _redirect(click, target, key)
 
 
-def judge(click: Click, target: Target, known: Known, steps: Iterable[Step] = STEPS) -> None:
+def judge(click: Click, target: Target, known: Known) -> None:
     """Run the steps; the first `drop_*` that fires ends the click with its reason and the nearest fallback, if any."""
-    for step in steps:
+    for step in target.steps:
         step(click, target, known)
         if click.reason and click.destination is None:
             click.click_class, click.destination, click.deep_link = ClickClass.FALLBACK, _fallback(target), False
@@ -310,7 +336,7 @@ def _event(click: Click, click_uuid: str, link_id: int, offer_id: int, partner_i
     """The event as a line of the log: built as a plain dict, because this runs for every click (a test holds it
     against `schemas.events.Click`)."""
     said = click.params
-    fields = {
+    fields: dict[str, Any] = {
         "kind": "click",
         "v": events.VERSION,
         "id": click_uuid,
@@ -319,7 +345,7 @@ def _event(click: Click, click_uuid: str, link_id: int, offer_id: int, partner_i
         "partner_id": partner_id,
         "click_class": int(click.click_class),
     }
-    optional = {
+    optional: dict[str, Any] = {
         "reason": click.reason,
         "country": click.country,
         "device": click.device,
