@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -137,6 +138,7 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
 
     Raises journal.SlotTaken when another process has the slot.
     """
+    sys.setswitchinterval(limits.SWITCH_S)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -48,13 +48,16 @@ class Batch:
     waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
     answers: list[tuple[Answering, bytes]] = field(default_factory=list)
     deadline: asyncio.TimerHandle | None = None
+    hour_ends_ms: int = 0
+
+    def __post_init__(self) -> None:
+        self.hour_ends_ms = (self.first_ms // HOUR_MS + 1) * HOUR_MS
 
     def takes(self, at_ms: int, *, is_watermark: bool) -> bool:
         """Whether another event of this time goes in. An hour's end closes a batch, because outcomes are kept by the
         event's hour; so does a clock that jumped back, because a batch's first event is its oldest."""
-        same_hour = at_ms // HOUR_MS == self.first_ms // HOUR_MS
-        in_order = at_ms >= self.latest_ms and is_watermark == self.is_watermark
-        return same_hour and in_order and self.size_bytes < limits.BATCH_BYTES_MAX
+        is_next = self.latest_ms <= at_ms < self.hour_ends_ms
+        return is_next and is_watermark is self.is_watermark and self.size_bytes < limits.BATCH_BYTES_MAX
 
     def add(self, event: bytes, at_ms: int) -> None:
         self.events.append(event)
