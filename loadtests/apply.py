@@ -42,6 +42,7 @@ from rich.table import Table
 from aggregator.db import partitions
 from aggregator.db.connect import Connection
 from aggregator.db.migrate import migrate
+from aggregator.flush import metrics
 from deploy.run import kafka, servers
 from loadtests.cpu import cpu_s
 from loadtests.faults import journals, topics
@@ -243,7 +244,8 @@ async def _until(there: Callable[[], bool], consumer: asyncio.Task[None]) -> Non
 
 
 def _applied_clicks() -> int:
-    return int(REGISTRY.get_sample_value("clickdam_applied_events_total", {"kind": "click"}) or 0)
+    (found,) = metrics.APPLIED.labels("click").collect()
+    return int(found.samples[0].value)
 
 
 def _stages_s() -> dict[str, float]:

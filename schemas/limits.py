@@ -99,6 +99,7 @@ OUTBOX_COUNTED_MAX = 100_000  # beyond it the figure says no more
 
 # The aggregator
 BATCH_EVENTS_MAX = 5_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long
+DECODE_BYTES_MAX = 256 * 1024  # at once; 3 ms in which nothing is sent to Postgres
 READ_BYTES_MAX = 2 * 1024 * 1024  # one read of the journal; about BATCH_EVENTS_MAX events
 FENCE_WAIT_S = 1.0  # a healthy holder commits in less; one that waits for its client is frozen and is ended
 FENCE_GIVE_UP_S = 5  # whole seconds; the frozen holder could not be ended: drop the batch, begin again

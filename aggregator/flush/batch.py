@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -31,6 +31,19 @@ class Change(NamedTuple):
     expected: int | None
     next: int
     stopped: str | None = None
+
+
+class Entry(NamedTuple):
+    """What lies at one offset of the log: a group commit in the journal, one event in each line; in Kafka one event,
+    which is `whole` whatever it holds."""
+
+    offset: int
+    body: bytes
+    whole: bool = False
+
+    @property
+    def events(self) -> int:
+        return 1 if self.whole else self.body.count(b"\n") + 1
 
 
 class Record(NamedTuple):
@@ -64,15 +77,15 @@ class Batch:
     partition: int
     first: int
     next: int
-    records: list[Record]
+    entries: Sequence[Entry]
     begun: list[Begun] | None = field(default_factory=list)
     end: int | None = None
     begins: bool = False
 
     @property
     def last_digest(self) -> bytes | None:
-        """Names the record at `next - 1`."""
-        return digest(self.records[-1].body) if self.records else None
+        """Names the entry at `next - 1`."""
+        return digest(self.entries[-1].body) if self.entries else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +116,15 @@ class Reader(Protocol):
 
     async def close(self) -> None:
         """Let go of the log, in bounded time."""
+
+
+def records(entries: Iterable[Entry]) -> list[Record]:
+    """The events one by one."""
+    return [
+        Record(offset, n, line)
+        for offset, body, whole in entries
+        for n, line in enumerate([body] if whole else body.split(b"\n"), 1)
+    ]
 
 
 def digest(body: bytes) -> bytes:

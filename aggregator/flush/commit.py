@@ -8,15 +8,14 @@ import structlog
 
 from aggregator.conversions.settle import settle
 from aggregator.flush import metrics
-from aggregator.flush.batch import Applied, Batch
+from aggregator.flush.batch import Applied, Batch, records
 from aggregator.flush.clicks import write_clicks
 from aggregator.flush.dead_letters import bury
-from aggregator.flush.decode import Dead, Decoded, Good, decode
+from aggregator.flush.decode import Dead, Decoded, Good, Window, decode, joined, one_by_one, part_of
 from aggregator.flush.fence import begin_partition, fence
-from aggregator.flush.rollup import roll_up
+from aggregator.flush.rollup import count, roll_up
 from aggregator.flush.session import Poison, Session, savepoint, transaction
 from aggregator.flush.watermark import apply_beats
-from schemas.events import Beat, Click, Conversion
 
 log = structlog.get_logger()
 
@@ -34,13 +33,16 @@ async def commit(batch: Batch, session: Session, decoded: Decoded | None = None,
     when a record is refused for its content (not when sifting), else what the database raises. In all of these cases
     nothing is kept here: the caller drops the batch and reads the fence again.
     """
-    decoded = decoded or decode(batch.records, await session.window())  # 2
+    decoded = decoded or decode(batch.entries, await session.window())  # 2
     await session.ensure(decoded.days())
     await begin_partition(session.db, batch)
     async with transaction(session.db):
         await fence(session, batch)  # 1
-        apply = _sift if sifting else _apply
-        applied, poisonous = await apply(session, batch, decoded.good)  # 3 4 5
+        if sifting:
+            good, _ = one_by_one(records(batch.entries), decoded.window)
+            applied, poisonous = await _sift(session, batch, good, decoded.window)
+        else:
+            applied, poisonous = await _apply(session, batch, decoded), []  # 3 4 5
         dead = decoded.dead + poisonous
         await bury(session.db, batch, dead)
     if dead:
@@ -52,29 +54,28 @@ async def commit(batch: Batch, session: Session, decoded: Decoded | None = None,
 _Counts = tuple[int, int, int]
 
 
-async def _apply(session: Session, batch: Batch, good: Sequence[Good]) -> tuple[_Counts, list[Dead]]:
-    db, events = session.db, [event for _, event in good]
+async def _apply(session: Session, batch: Batch, decoded: Decoded) -> _Counts:
+    db = session.db
     with metrics.STAGE_SECONDS.labels("clicks").time():
-        new = await write_clicks(session, [event for event in events if isinstance(event, Click)])  # 3
+        new = await write_clicks(session, decoded.clicks)  # 3
     with metrics.STAGE_SECONDS.labels("rollups").time():
-        await roll_up(db, new, shard=batch.partition)  # 4
-    conversions = [event for event in events if isinstance(event, Conversion)]
-    settled = await settle(db, conversions, shard=batch.partition)  # 5
-    beats = [event for event in events if isinstance(event, Beat)]
+        counted = decoded.counted if len(new) == len(decoded.clicks) else count(new)
+        await roll_up(db, counted, shard=batch.partition)  # 4
+    settled = await settle(db, decoded.conversions, shard=batch.partition)  # 5
     after = [] if batch.end is None else [(batch.source, batch.partition, batch.end - 1)]
-    await apply_beats(db, beats, batch.begun, after)
-    return (len(new), settled, len(beats)), []
+    await apply_beats(db, decoded.beats, batch.begun, after)
+    return len(new), settled, len(decoded.beats)
 
 
-async def _sift(session: Session, batch: Batch, good: Sequence[Good]) -> tuple[_Counts, list[Dead]]:
+async def _sift(session: Session, batch: Batch, good: Sequence[Good], window: Window) -> tuple[_Counts, list[Dead]]:
     try:
         async with savepoint(session.db, *Poison):
-            return await _apply(session, batch, good)
+            return await _apply(session, batch, joined([part_of(good)], window)), []
     except Poison as error:
         reason = type(error).__name__
     if len(good) == 1:
         return (0, 0, 0), [Dead(good[0].record, f"refused: {reason}")]
     half = len(good) // 2
-    (clicks, conversions, beats), dead = await _sift(session, batch, good[:half])
-    more, more_dead = await _sift(session, batch, good[half:])
+    (clicks, conversions, beats), dead = await _sift(session, batch, good[:half], window)
+    more, more_dead = await _sift(session, batch, good[half:], window)
     return (clicks + more[0], conversions + more[1], beats + more[2]), dead + more_dead

@@ -1,23 +1,42 @@
-"""From bytes to events. What is no event, or lies outside the days that are kept, becomes a dead letter. Pure."""
+"""From bytes to events. What is no event, or lies outside the days that are kept, becomes a dead letter. Pure.
+
+Clicks are read in bulk, straight to rows. Wherever anything is out of the ordinary, the same entries are read again
+event by event, and that reading decides. Two things the one leaves to Postgres that the other does not: whether what
+`subs` holds is well-formed, and whether it is text.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
 
 from aggregator.db.instants import LATEST_MS, at
-from aggregator.flush.batch import Record
+from aggregator.flush import rollup
+from aggregator.flush.batch import Entry, Record, records
+from aggregator.flush.click_rows import ClickRow, are_uuid7, id_ms, id_of, row_of, sorted_once, spans, without_empty
 from schemas import events, limits
 from schemas.click_id import uuid_ms
-from schemas.events import Beat, Click, Conversion, Event
+from schemas.events import Beat, Click, Conversion, Event, Probe
 from schemas.outcomes import ClickClass
 
 DAY_MS = 86_400_000
 _CLASSES = frozenset(ClickClass)
+_AS_ROWS = {"id": str, "subs": msgspec.Raw}  # not made into objects that the row would only take apart again
+_Line = msgspec.defstruct(
+    "_Line",
+    [
+        (one.name, _AS_ROWS.get(one.name, one.type), *([] if one.required else [None]))
+        for one in msgspec.structs.fields(Click)
+    ],
+    tag_field="kind", tag="click", kw_only=True, frozen=True, gc=False,
+)  # fmt: skip
+_lines: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Line | Conversion | Beat | Probe)
 
 
 class Refused(ValueError):
@@ -49,30 +68,138 @@ class Window:
 
 
 @dataclass(slots=True)
-class Decoded:
-    good: list[Good] = field(default_factory=list)
+class Part:
+    """What some entries hold, in the order of the log."""
+
+    clicks: list[ClickRow] = field(default_factory=list)
+    conversions: list[Conversion] = field(default_factory=list)
+    beats: list[Beat] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a batch holds: its clicks sorted by id, each once, and what they add to the rollups if all are new."""
+
+    window: Window
+    clicks: list[ClickRow]
+    counted: rollup.Counts
+    conversions: list[Conversion]
+    beats: list[Beat]
+    dead: list[Dead]
 
     def days(self) -> set[date]:
         """The days (UTC) that the clicks need partitions for."""
-        numbers = {uuid_ms(event.id) // DAY_MS for _, event in self.good if isinstance(event, Click)}
-        return {at(number * DAY_MS).date() for number in numbers}
+        return {at(day_ms).date() for day_ms, _ in spans(self.clicks, DAY_MS)}
 
 
-def decode(records: list[Record], window: Window) -> Decoded:
+def decode(entries: Sequence[Entry], window: Window) -> Decoded:
+    """What they hold, all at once."""
+    return joined((decode_part(some, window) for some in parts(entries)), window)
+
+
+def parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """About DECODE_BYTES_MAX of them at a time."""
+    first = size_bytes = 0
+    for end, entry in enumerate(entries, 1):
+        size_bytes += len(entry.body)
+        if size_bytes >= limits.DECODE_BYTES_MAX or end == len(entries):
+            yield entries[first:end]
+            first, size_bytes = end, 0
+
+
+def decode_part(entries: Sequence[Entry], window: Window) -> Part:
+    """In bulk where that is possible."""
+    part = _in_bulk(entries, window)
+    if part is None:
+        good, dead = one_by_one(records(entries), window)
+        part = part_of(good)
+        part.dead = dead
+    return part
+
+
+def joined(of: Iterable[Part], window: Window) -> Decoded:
+    """Parts of a batch as a whole."""
+    found = list(of)
+    clicks = sorted_once(chain.from_iterable(part.clicks for part in found))
+    conversions, beats, dead = (
+        [*chain.from_iterable(getattr(part, name) for part in found)] for name in ("conversions", "beats", "dead")
+    )
+    return Decoded(window, clicks, rollup.count(clicks), conversions, beats, dead)
+
+
+def part_of(good: Iterable[Good]) -> Part:
+    """The events, parted by kind."""
+    part = Part()
+    for _, event in good:
+        match event:
+            case Click():
+                part.clicks.append(row_of(event))
+            case Conversion():
+                part.conversions.append(event)
+            case Beat():
+                part.beats.append(event)
+    return part
+
+
+def one_by_one(of: Iterable[Record], window: Window) -> tuple[list[Good], list[Dead]]:
     """The good and the dead, each in the order of the log."""
-    decoded = Decoded()
-    for record in records:
+    good: list[Good] = []
+    dead: list[Dead] = []
+    for record in of:
         try:
             event = events.decode(record.body)
             _check(event, window)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            decoded.dead.append(Dead(record, f"undecodable: {error}"))
+            dead.append(Dead(record, f"undecodable: {error}"))
         except Refused as error:
-            decoded.dead.append(Dead(record, str(error)))
+            dead.append(Dead(record, str(error)))
         else:
-            decoded.good.append(Good(record, event))
-    return decoded
+            good.append(Good(record, event))
+    return good, dead
+
+
+def _in_bulk(entries: Sequence[Entry], window: Window) -> Part | None:
+    """None where one of the events may be a bad one."""
+    body = b"\n".join([entry.body for entry in entries])
+    try:
+        found = _lines.decode_lines(body)
+        clicks = _rows(
+            [one for one in found if type(one) is _Line], window, may_be_empty=b':""' in body or b":{}" in body
+        )
+        others = [one for one in found if type(one) is not _Line]
+        for one in others:
+            _check(one, window)
+    except (msgspec.DecodeError, UnicodeDecodeError, Refused):
+        return None
+    # No object can hold a place where one ends with a line and another begins: if all ends of lines are such places,
+    # and they part as many events as there should be, then each is where it should be.
+    if not body.count(b"}\n{") == body.count(b"\n") == sum([entry.events for entry in entries]) - 1 == len(found) - 1:
+        return None
+    conversions = [one for one in others if type(one) is Conversion]
+    return Part(clicks, conversions, [one for one in others if type(one) is Beat])
+
+
+def _rows(clicks: Sequence[Any], window: Window, *, may_be_empty: bool) -> list[ClickRow]:
+    """Raises Refused, with no reason, when one of them may not be as it should."""
+    if not clicks:
+        return []
+    rows = [
+        (
+            one.id, one.link_id, one.offer_id, one.partner_id, one.click_class, one.reason, one.country, one.device,
+            one.os, one.browser, one.visitor, one.ip, one.referer, one.source_id, one.click_ref,
+            str(one.subs, "utf-8") if one.subs else None,
+        )
+        for one in clicks
+    ]  # fmt: skip
+    ids = [*map(id_of, rows)]
+    if not are_uuid7(ids) or not {one.click_class for one in clicks} <= _CLASSES:
+        raise Refused
+    if id_ms(min(ids)) < window.first_ms or id_ms(max(ids)) > window.last_ms:
+        raise Refused
+    if not {row[-1][0] for row in rows if row[-1]} <= {"{"}:
+        raise Refused
+    return [without_empty(row) for row in rows] if may_be_empty else rows
 
 
 def hour(text: str) -> datetime:

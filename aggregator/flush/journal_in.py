@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from aggregator.flush import metrics
-from aggregator.flush.batch import Batch, Begun, Change, Positions, Record
+from aggregator.flush.batch import Batch, Begun, Change, Entry, Positions
 from schemas import journal, limits
 
 log = structlog.get_logger()
@@ -185,12 +186,7 @@ def _beginning(path: Path, slot: int) -> Begun | None:
 
 def _batch(source: str, slot: int, first: int, rows: list[journal.Row]) -> Batch:
     """As many whole rows, at least one, as BATCH_EVENTS_MAX allows."""
-    records: list[Record] = []
-    next_offset = first
-    for row in rows:
-        lines = [Record(row.offset, n, line) for n, line in enumerate(row.body.split(b"\n"), 1) if line]
-        if records and len(records) + len(lines) > limits.BATCH_EVENTS_MAX:
-            break
-        records += lines
-        next_offset = row.offset + 1
-    return Batch(source, slot, first, next_offset, records, begins=first == journal.FIRST_OFFSET)
+    entries = [Entry(row.offset, row.body) for row in rows]
+    reached = accumulate(entry.events for entry in entries)
+    taken = entries[: max(1, sum(events <= limits.BATCH_EVENTS_MAX for events in reached))]
+    return Batch(source, slot, first, taken[-1].offset + 1, taken, begins=first == journal.FIRST_OFFSET)

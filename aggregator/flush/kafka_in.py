@@ -15,7 +15,7 @@ from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRange
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 from aggregator.flush import metrics
-from aggregator.flush.batch import Batch, Begun, Change, Moved, Position, Positions, Record
+from aggregator.flush.batch import Batch, Begun, Change, Entry, Moved, Position, Positions
 from aggregator.flush.kafka_ask import Asker
 from aggregator.flush.kafka_group import Member
 from aggregator.flush.registered import registered
@@ -242,8 +242,8 @@ class KafkaReader:
             raise Moved("the topic was deleted, or has another leader")
         if member.generation != reading.generation:
             raise Moved("the assignment has changed")
-        records = [Record(one.offset, 1, one.value or b"") for one in fetched]
-        return Batch(source(name, topic.id), number, first, records[-1].offset + 1, records, begun, end)
+        entries = [Entry(one.offset, one.value or b"", whole=True) for one in fetched]
+        return Batch(source(name, topic.id), number, first, entries[-1].offset + 1, entries, begun, end)
 
     async def _company(self, partition: TopicPartition, leader: Leader) -> tuple[list[Begun] | None, int | None]:
         """For beats, the edges that have registered in Redis and, asked for after that, where the partition ends."""

@@ -14,7 +14,7 @@ from aggregator.db.connect import DatabaseAway
 from aggregator.flush import metrics
 from aggregator.flush.batch import Applied, Batch, Moved, Reader
 from aggregator.flush.commit import commit
-from aggregator.flush.decode import Decoded, Window, decode
+from aggregator.flush.decode import Decoded, Part, Window, decode_part, joined, parts
 from aggregator.flush.fence import change_positions, positions
 from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.kafka_in import KafkaReader
@@ -96,9 +96,19 @@ async def _read(reader: Reader, window: Window, until: float) -> tuple[Batch, De
         with metrics.STAGE_SECONDS.labels("read").time():
             batch = await reader.read()
         if batch:
-            with metrics.STAGE_SECONDS.labels("decode").time():
-                return batch, decode(batch.records, window)
+            return batch, await _decode(batch, window)
     return None
+
+
+async def _decode(batch: Batch, window: Window) -> Decoded:
+    """Part by part, so that Postgres, which works on another batch meanwhile, never waits long for us."""
+    found: list[Part] = []
+    for some in parts(batch.entries):
+        with metrics.STAGE_SECONDS.labels("decode").time():
+            found.append(decode_part(some, window))
+        await asyncio.sleep(0)
+    with metrics.STAGE_SECONDS.labels("decode").time():
+        return joined(found, window)
 
 
 async def apply(session: Session, batch: Batch, decoded: Decoded) -> Applied:

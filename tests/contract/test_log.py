@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aggregator.flush.batch import Batch, Moved, Position, Reader
+from aggregator.flush.batch import Batch, Moved, Position, Reader, records
 from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.kafka_in import KafkaReader
 from loadtests.faults import edges, topics
@@ -75,7 +75,7 @@ class Ends:
         if batch is None:
             return []
         self.positions[batch.source, batch.partition] = Position(batch.next, last_digest=batch.last_digest)
-        decoded = [events.decode(one.body) for one in batch.records if b'"kind":"beat"' in one.body]
+        decoded = [events.decode(one.body) for one in records(batch.entries) if b'"kind":"beat"' in one.body]
         self.beats += [beat for beat in decoded if isinstance(beat, Beat)]
         return [batch] if {source for source, _, _ in self.writer.acked()} <= {batch.source} else []
 
@@ -119,7 +119,7 @@ async def ends(
 
 
 def lines(batches: list[Batch]) -> list[bytes]:
-    found = [record.body for batch in batches for record in batch.records]
+    found = [record.body for batch in batches for record in records(batch.entries)]
     return [body for body in found if not any(kind in body for kind in NOT_EVENTS)]
 
 
@@ -141,10 +141,10 @@ async def test_nothing_is_read_twice_and_what_comes_later_is_read_later(ends: En
 async def test_a_reader_that_goes_back_reads_the_same_again(ends: Ends) -> None:
     await ends.write(b"a", 1)
     await ends.write(b"b", 2)
-    first = [record for batch in await ends.read_all() for record in batch.records]
+    first = [entry for batch in await ends.read_all() for entry in batch.entries]
     source, partition, last = ends.writer.acked()[0]
     await ends.go_back({})
-    assert [record for batch in await ends.read_all() for record in batch.records] == first
+    assert [entry for batch in await ends.read_all() for entry in batch.entries] == first
     await ends.go_back({(source, partition): Position(last)})
     assert lines(await ends.read_all()) == [b"b"]
 

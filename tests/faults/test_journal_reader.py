@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from aggregator.flush.batch import Batch, Position
+from aggregator.flush.batch import Batch, Position, records
 from aggregator.flush.journal_in import JournalReader
 from aggregator.flush.prune import prune_once
 from loadtests.faults.drift import drift, fetch, value
@@ -131,9 +131,9 @@ async def test_a_batch_has_whole_rows_and_a_bounded_number_of_events(tmp_path: P
     segment = new_segment(tmp_path)
     append(segment, clicks(limits.BATCH_EVENTS_MAX + 900), row_events=300)
     first, second = await read_until_quiet(JournalReader(tmp_path))
-    assert len(first.records) <= limits.BATCH_EVENTS_MAX
+    assert len(records(first.entries)) <= limits.BATCH_EVENTS_MAX
     assert (first.first, first.next, second.next) == (1, second.first, segment.meta and 21)
-    assert len(first.records) + len(second.records) == limits.BATCH_EVENTS_MAX + 900
+    assert len(records(first.entries)) + len(records(second.entries)) == limits.BATCH_EVENTS_MAX + 900
 
 
 async def test_a_busy_slot_does_not_starve_the_others(tmp_path: Path) -> None:

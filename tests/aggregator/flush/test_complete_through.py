@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aggregator.db.instants import to_ms
-from aggregator.flush.batch import Batch, Begun, Record
+from aggregator.flush.batch import Batch, Begun, Entry
 from aggregator.flush.commit import commit
 from aggregator.flush.session import Session, open_session
 from loadtests.faults.journals import beat, now_ms, settings
@@ -187,8 +187,8 @@ class World:
 
     def read(self) -> Batch | None:
         following = min(len(self.beats), self.heard + self.chance.choice((1, 3, 10, 30)))
-        records = [Record(n, 1, events.encode(self.beats[n])) for n in range(self.heard, following)]
-        return Batch(*BEATS, self.heard, following, records) if records else None
+        entries = [Entry(n, events.encode(self.beats[n])) for n in range(self.heard, following)]
+        return Batch(*BEATS, self.heard, following, entries) if entries else None
 
     async def look(self) -> None:
         through = await self.session.db.fetchval("SELECT complete_through FROM complete_through")

@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from aggregator.flush.batch import Batch, Record
+from aggregator.flush.batch import Batch, Entry
 from aggregator.flush.commit import commit
 from aggregator.flush.session import Fenced, Session, open_session
 from loadtests.faults.drift import drift, fetch, value
@@ -34,8 +34,8 @@ DAY_MS = 86_400_000
 
 
 def batch_of(*of: events.Event, source: str = "s", partition: int = 0, first: int = FIRST_OFFSET) -> Batch:
-    records = [Record(first, line, events.encode(event)) for line, event in enumerate(of, 1)]
-    return Batch(source, partition, first, first + 1, records, begins=first == FIRST_OFFSET)
+    entries = [Entry(first, b"\n".join(map(events.encode, of)))]
+    return Batch(source, partition, first, first + 1, entries, begins=first == FIRST_OFFSET)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from aggregator.db.connect import connected
 from aggregator.flush import metrics
-from aggregator.flush.batch import Batch, Begun, Moved
+from aggregator.flush.batch import Batch, Begun, Moved, records
 from aggregator.flush.fence import change_positions, positions
 from aggregator.flush.kafka_ask import Asker
 from aggregator.flush.kafka_in import KafkaReader
@@ -187,7 +187,7 @@ async def test_partitions_take_turns_and_beats_are_not_kept_waiting(
     await log.append_beats(beat("i"))
     async with reading(log) as reader:
         found = await batches(reader, log, 12)
-    assert max(len(batch.records) for batch in found) <= 200
+    assert max(len(batch.entries) for batch in found) <= 200
     places = [(batch.source.partition("@")[0], batch.partition) for batch in found]
     assert places.index((log.settings.kafka_events_topic, 1)) < 6
     assert places.index((log.settings.kafka_beats_topic, 0)) < 6
@@ -239,7 +239,7 @@ async def test_a_read_that_is_cancelled_loses_nothing(log: KafkaOnTrial) -> None
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
         (again,) = await batches(reader, log, 1)
-    assert (again.first, len(again.records)) == (0, 100)
+    assert (again.first, len(again.entries)) == (0, 100)
 
 
 async def test_to_see_one_record_no_more_than_its_batch_is_fetched(log: KafkaOnTrial) -> None:
@@ -618,6 +618,6 @@ async def test_events_of_the_log_are_read_as_they_were_written(log: KafkaOnTrial
     await log.append(written)
     async with reading(log) as reader:
         (batch,) = await batches(reader, log, 1)
-    assert [(record.offset, record.line, record.body) for record in batch.records] == [
+    assert [(record.offset, record.line, record.body) for record in records(batch.entries)] == [
         (offset, 1, body) for offset, body in enumerate(written)
     ]
