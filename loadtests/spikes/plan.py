@@ -18,7 +18,7 @@ from loadtests.spikes.system import WARM_LINKS, Running
 
 Kind = Literal["warm", "hot", "cold", "buy", "day", "read"]
 READERS = 20  # at once
-WAIT_MAX_S = 0.5  # of an arrival: where all wait longer, the generator runs out of connections and says so
+WAIT_MAX_S = 0.25  # of an arrival: where all wait longer, the generator comes late or makes more
 HEADERS = {
     "User-Agent": BROWSER,
     "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
@@ -123,15 +123,16 @@ class Heard:
 
 
 def stages(of: Sizes) -> list[Stage]:
-    """In the order of their start: rest, ramp, spike with readers, rest, one hot link, cold links, a storm of
-    conversions, a mixed day."""
+    """In the order of their start: rest, spike with readers, rest, ramp, one hot link, cold links, a storm of
+    conversions, a mixed day. On the eve of the spike a generator may make ready, so it is no rest."""
     rest, spike = of.resting_per_s, of.resting_per_s * of.spike_times
     one_after_another: list[tuple[str, Kind, float, float, float]] = [
         ("warm_up", "warm", 5, rest, rest),
         ("rest", "warm", 20, rest, rest),
-        ("ramp", "warm", 15, rest, spike / 2),
+        ("eve", "warm", 5, rest, rest),
         ("spike", "warm", 20, spike, spike),
         ("rest_again", "warm", 10, rest, rest),
+        ("ramp", "warm", 15, rest, spike / 2),
         ("hot_link", "hot", 10, spike / 3, spike / 3),
         ("cold_links", "cold", 10, of.cold_links / 10 / of.stretch, of.cold_links / 10 / of.stretch),
         ("conversion_storm", "buy", 10, rest, rest),

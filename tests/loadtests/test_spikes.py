@@ -79,11 +79,11 @@ def test_arrivals_are_as_many_as_their_rate_says_evenly_and_in_time(first: float
     assert all(after - before <= longest for before, after in pairwise(due_s))
 
 
-def test_the_plan_has_every_kind_and_a_spike_of_so_many_times_the_rest_within_two_minutes() -> None:
+def test_the_plan_has_every_kind_and_a_spike_of_so_many_times_the_rest_within_a_bit_over_two_minutes() -> None:
     stages = plan.stages(Sizes(resting_per_s=100, spike_times=7))
     assert {stage.kind for stage in stages} == {"warm", "hot", "cold", "buy", "day", "read"}
     assert plan.named(stages, "spike").from_per_s == plan.named(stages, "rest").to_per_s * 7
-    assert max(stage.end_s for stage in stages) <= 120
+    assert max(stage.end_s for stage in stages) <= 130
     readers, spike = plan.named(stages, "readers"), plan.named(stages, "spike")
     assert (readers.start_s, readers.end_s) == (spike.start_s, spike.end_s)
 
@@ -150,7 +150,7 @@ def test_k6_is_told_to_keep_to_the_rates_of_the_plan_and_to_fail_by_thresholds(t
     options = json.loads(subprocess.run(command, env=env, check=True, capture_output=True, timeout=30).stdout)
     assert set(options["scenarios"]) == {stage.name for stage in stages}
     executors = Counter(of["executor"] for of in options["scenarios"].values())
-    assert executors == {"constant-arrival-rate": 8, "ramping-arrival-rate": 3}
+    assert executors == {"constant-arrival-rate": 9, "ramping-arrival-rate": 3}
     assert options["scenarios"]["spike"]["rate"] == 1_000
     judged = {name for name in options["thresholds"] if name.startswith("took{")}
     assert judged == {f"took{{scenario:{stage.name}}}" for stage in stages}
