@@ -31,6 +31,7 @@ class Edge:
     trusted_proxies: Networks = frozenset()
     warm: bool = False
     draining: bool = False
+    lane_clicks: int = 0  # answered by the fast lane
     qr_codes: QrCodes = field(default_factory=qr_codes)
     durable_conversions: "OrderedDict[UUID, None]" = field(default_factory=OrderedDict)
 

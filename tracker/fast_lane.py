@@ -119,6 +119,7 @@ class FastLane(Connection):
         return True
 
     def _answer_when_durable(self, click: Click, decision: Decision, answer: bytes) -> None:
+        self._edge.lane_clicks += 1
         event = to_record(self._edge, click, decision)
         if event is None or not self._edge.recorder.answer_when_durable(event, click.at_ms, self, answer):
             self._loop.call_soon(self.answer, answer)  # not at once: who asks for thousands would nest them

@@ -21,6 +21,7 @@ class _EdgeCollector(Collector):
         for outcome, n in edge.tally.totals.items():
             outcomes.add_metric([outcome], n)
         yield outcomes
+        yield CounterMetricFamily("clickdam_edge_fast_lane_clicks", "Of all clicks.", value=edge.lane_clicks)
         yield CounterMetricFamily("clickdam_edge_batches", "Group commits written.", value=edge.recorder.batches)
         yield CounterMetricFamily(
             "clickdam_edge_write_seconds", "Time spent in group commits.", value=edge.recorder.write_seconds
