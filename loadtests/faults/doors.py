@@ -166,7 +166,7 @@ async def say(port: int, said: Said) -> bytes:
                 await asyncio.sleep(0.001)
             with contextlib.suppress(OSError):
                 await loop.sock_sendall(sock, segment)
-            for _ in range(3):  # the edge, in this loop, has read it before the next
+            for _ in range(said.turns):  # after three, the edge in this loop has read it
                 await asyncio.sleep(0)
         await listening
         return bytes(found)

@@ -18,6 +18,7 @@ from schemas.click_id import ClickKey, mint, uuid7_bytes
 CLICK = mint(ClickKey(1, b"\xab" * 32), uuid7_bytes(1_795_399_200_000, bytes(10)), 1, 1, 1, 0)
 LAST = b"GET /live HTTP/1.1\r\nHost: go.example\r\nConnection: close\r\n\r\n"
 END = LAST.replace(b"close", b"keep-alive") * 3 + LAST  # so much that a body which swallows some of it ends as well
+TURNS_MAX = 30  # of the loop; a request has been answered long before
 FORM = "application/x-www-form-urlencoded"
 LINKS = "demo demo demo demo deep landings counted over targeted private blocked passed soon gone own macros".split()
 CODES = (
@@ -87,10 +88,12 @@ HOSTS = (
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one client says on one connection: segments, each sent at once when so many answers have been heard."""
+    """What one client says on one connection: segments, each sent at once when so many answers have been heard, and a
+    few turns of the loop after the one before."""
 
     segments: tuple[tuple[int, bytes], ...]
     requests: int
+    turns: int = 3
 
 
 def head(line: str, *headers: str) -> bytes:
@@ -509,6 +512,16 @@ def one(raw: bytes) -> Said:
 def followed(raw: bytes, stray: bytes) -> Said:
     """A request, and something else when it has been answered."""
     return Said(((0, raw), (1, stray), (1, END)), 3)
+
+
+def soon_after(raw: Sequence[bytes]) -> list[Said]:
+    """Every pair of requests, the second some turns of the loop after the first: at every moment of its answering."""
+    return [
+        Said(((0, first), (0, second), (2, END)), 3, turns)
+        for first in raw
+        for second in raw
+        for turns in range(TURNS_MAX)
+    ]
 
 
 def cut_everywhere(raw: bytes) -> Sequence[Said]:

@@ -14,7 +14,7 @@ import uvloop
 
 from loadtests.faults import edges, odd_requests
 from loadtests.faults.doors import Heard, both_doors, differences
-from loadtests.faults.odd_requests import ODD, ODD_HEADS, STRAY, Said
+from loadtests.faults.odd_requests import FORM, ODD, ODD_HEADS, STRAY, Said
 from schemas import limits
 from tracker.fast_lane import FastLane
 from tracker.log.recorder import Answering, Recorder
@@ -84,6 +84,17 @@ def test_every_odd_request_there_is_is_answered_and_recorded_alike(tmp_path: Pat
 def test_what_follows_a_click_is_read_alike(tmp_path: Path, valkey_url: str) -> None:
     plain = [edges.request("/c/demo?sub1=a", method) for method in ("GET", "HEAD")]
     compare(tmp_path, valkey_url, [odd_requests.followed(raw, stray) for raw in plain for stray in STRAY.values()])
+
+
+def test_a_request_is_answered_alike_at_whatever_moment_of_the_one_before_it_comes(
+    tmp_path: Path, valkey_url: str
+) -> None:
+    of = [
+        *(edges.request("/c/demo?sub1=a", method) for method in ("GET", "HEAD")),
+        *(edges.request(path) for path in ("/live", "/c/unknown", "/c/demo+", "/aff_c?offer_id=77&aff_id=acme")),
+        edges.request("/postback", "POST", {"Content-Type": FORM}, b"token=x"),
+    ]
+    compare(tmp_path, valkey_url, odd_requests.soon_after(of))
 
 
 def test_50_requests_are_answered_alike_wherever_they_are_cut(tmp_path: Path, valkey_url: str) -> None:
