@@ -19,7 +19,7 @@ RedisError = (exceptions.RedisError, OSError, TimeoutError)
 
 
 def reading(url: str) -> Redis:
-    """For the request path: waits 50 ms at most for a connection and for an answer."""
+    """For the request path: waits 100 ms at most for a connection and for an answer."""
     return _client(url, limits.READ_TIMEOUT_S, limits.READ_POOL_MAX)
 
 
