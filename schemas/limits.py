@@ -98,9 +98,10 @@ WRITE_AT_ONCE = 200  # values in one script, about 1 ms in which Redis answers n
 OUTBOX_COUNTED_MAX = 100_000  # beyond it the figure says no more
 
 # The aggregator
-BATCH_EVENTS_MAX = 5_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long
+BATCH_EVENTS_MAX = 20_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long. Of more, more share a
+#                            row of the rollups: 0.3 of them for each click, where 5,000 need 0.46
 DECODE_BYTES_MAX = 256 * 1024  # at once; 3 ms in which nothing is sent to Postgres
-READ_BYTES_MAX = 2 * 1024 * 1024  # one read of the journal; about BATCH_EVENTS_MAX events
+READ_BYTES_MAX = 8 * 1024 * 1024  # one read of the journal; about BATCH_EVENTS_MAX events
 FENCE_WAIT_S = 1.0  # a healthy holder commits in less; one that waits for its client is frozen and is ended
 FENCE_GIVE_UP_S = 5  # whole seconds; the frozen holder could not be ended: drop the batch, begin again
 REREAD_POSITIONS_S = 5.0  # a quiet consumer asks again where it is: Postgres may have been restored meanwhile
@@ -113,7 +114,7 @@ SETTLE_BATCH = 1_000  # caps in one statement, and in one script of Redis
 TASK_RESTART_MAX_S = 5.0  # the longest pause before a crashed task begins again
 PRUNE_EVERY_S = 60.0  # segments are removed this much later than they might be
 TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
-SIFT_S = 300.0  # to find the refused records of a batch; 30 s when all 5,000 of them are
+SIFT_S = 600.0  # to find the refused records of a batch; two minutes when all 20,000 of them are
 CONNECT_S = 5.0  # to open a database connection
 CLOSE_S = 1.0  # to say goodbye to a database or Redis that may be frozen
 DATABASE_RETRY_MAX_S = 2.0  # the longest pause between attempts while Postgres is away
@@ -130,7 +131,7 @@ DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `dupl
 
 # Kafka, as an aggregator reads it. In memory: FETCH_PARTITION_BYTES_MAX for each of its partitions and FETCH_BYTES_MAX
 # for each broker, as the producers packed them, and two batches of events.
-FETCH_PARTITION_BYTES_MAX = 512 * 1024  # packed, about BATCH_EVENTS_MAX events; one batch that is larger comes alone
+FETCH_PARTITION_BYTES_MAX = 2 * 1024 * 1024  # packed, about BATCH_EVENTS_MAX events; a larger batch comes alone
 FETCH_BYTES_MAX = 8 * 1024 * 1024  # of one answer of one broker
 FETCH_BYTES_MIN = 64 * 1024  # a broker gathers up to this,
 FETCH_WAIT_S = 0.2  # but no longer than this: that is Postgres' group commit, of all partitions one after the other

@@ -45,6 +45,9 @@ class Entry(NamedTuple):
     def events(self) -> int:
         return 1 if self.whole else self.body.count(b"\n") + 1
 
+    def lines(self) -> list[bytes]:
+        return [self.body] if self.whole else self.body.split(b"\n")
+
 
 class Record(NamedTuple):
     """One event as it lies in the log: `offset` names the log's entry, `line` (from 1) the event within it."""
@@ -120,11 +123,7 @@ class Reader(Protocol):
 
 def records(entries: Iterable[Entry]) -> list[Record]:
     """The events one by one."""
-    return [
-        Record(offset, n, line)
-        for offset, body, whole in entries
-        for n, line in enumerate([body] if whole else body.split(b"\n"), 1)
-    ]
+    return [Record(entry.offset, n, line) for entry in entries for n, line in enumerate(entry.lines(), 1)]
 
 
 def digest(body: bytes) -> bytes:

@@ -23,6 +23,7 @@ COLUMNS = {
     "reason": "text", "country": "text", "device": "text", "os": "text", "browser": "text", "visitor": "text",
     "ip": "text", "referer": "text", "source_id": "text", "click_ref": "text", "subs": "jsonb",
 }  # fmt: skip
+CLASS = list(COLUMNS).index("click_class")
 id_of: Callable[[ClickRow], str] = itemgetter(0)
 _ID_LENGTH, _DASHES, _VERSION, _VARIANT = 36, (8, 13, 18, 23), 14, 19
 
@@ -37,12 +38,6 @@ def row_of(click: Click) -> ClickRow:
     texts = (getattr(click, name) or None for name, kind in COLUMNS.items() if kind == "text")
     subs = orjson.dumps(click.subs).decode() if click.subs else None
     return (str(click.id), click.link_id, click.offer_id, click.partner_id, click.click_class, *texts, subs)
-
-
-def without_empty(row: ClickRow) -> ClickRow:
-    """None for text that is there, but empty."""
-    *rest, subs = row
-    return (*(None if value == "" else value for value in rest), None if subs == "{}" else subs)
 
 
 def sorted_once(rows: Iterable[ClickRow]) -> list[ClickRow]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -19,7 +19,7 @@ import msgspec
 from aggregator.db.instants import LATEST_MS, at
 from aggregator.flush import rollup
 from aggregator.flush.batch import Entry, Record, records
-from aggregator.flush.click_rows import ClickRow, are_uuid7, id_ms, id_of, row_of, sorted_once, spans, without_empty
+from aggregator.flush.click_rows import CLASS, ClickRow, are_uuid7, id_ms, id_of, row_of, sorted_once, spans
 from schemas import events, limits
 from schemas.click_id import uuid_ms
 from schemas.events import Beat, Click, Conversion, Event, Probe
@@ -27,16 +27,15 @@ from schemas.outcomes import ClickClass
 
 DAY_MS = 86_400_000
 _CLASSES = frozenset(ClickClass)
-_AS_ROWS = {"id": str, "subs": msgspec.Raw}  # not made into objects that the row would only take apart again
+# Not made into objects that the row would only take apart again. Text that is there is not empty.
+_AS_ROWS = {UUID: str, dict[str, str]: msgspec.Raw, str: Annotated[str, msgspec.Meta(min_length=1)]}
+_FIELDS = [(one.name, _AS_ROWS.get(one.type, one.type), one.required) for one in msgspec.structs.fields(Click)]
 _Line = msgspec.defstruct(
     "_Line",
-    [
-        (one.name, _AS_ROWS.get(one.name, one.type), *([] if one.required else [None]))
-        for one in msgspec.structs.fields(Click)
-    ],
+    [(name, kind) if required else (name, kind, None) for name, kind, required in _FIELDS],
     tag_field="kind", tag="click", kw_only=True, frozen=True, gc=False,
 )  # fmt: skip
-_lines: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_Line | Conversion | Beat | Probe)
+_decode = msgspec.json.Decoder(_Line | Conversion | Beat | Probe).decode
 
 
 class Refused(ValueError):
@@ -161,45 +160,44 @@ def one_by_one(of: Iterable[Record], window: Window) -> tuple[list[Good], list[D
 
 def _in_bulk(entries: Sequence[Entry], window: Window) -> Part | None:
     """None where one of the events may be a bad one."""
-    body = b"\n".join([entry.body for entry in entries])
+    lines = [line for entry in entries for line in entry.lines()]
     try:
-        found = _lines.decode_lines(body)
-        clicks = _rows(
-            [one for one in found if type(one) is _Line], window, may_be_empty=b':""' in body or b":{}" in body
-        )
+        found = [*map(_decode, lines)]
         others = [one for one in found if type(one) is not _Line]
         for one in others:
             _check(one, window)
+        rows = _rows([one for one in found if type(one) is _Line])
     except (msgspec.DecodeError, UnicodeDecodeError, Refused):
         return None
-    # No object can hold a place where one ends with a line and another begins: if all ends of lines are such places,
-    # and they part as many events as there should be, then each is where it should be.
-    if not body.count(b"}\n{") == body.count(b"\n") == sum([entry.events for entry in entries]) - 1 == len(found) - 1:
+    if not _are_ordinary(rows, window):
         return None
     conversions = [one for one in others if type(one) is Conversion]
-    return Part(clicks, conversions, [one for one in others if type(one) is Beat])
+    return Part(rows, conversions, [one for one in others if type(one) is Beat])
 
 
-def _rows(clicks: Sequence[Any], window: Window, *, may_be_empty: bool) -> list[ClickRow]:
-    """Raises Refused, with no reason, when one of them may not be as it should."""
-    if not clicks:
-        return []
-    rows = [
+def _rows(lines: Iterable[Any]) -> list[ClickRow]:
+    return [
         (
             one.id, one.link_id, one.offer_id, one.partner_id, one.click_class, one.reason, one.country, one.device,
             one.os, one.browser, one.visitor, one.ip, one.referer, one.source_id, one.click_ref,
             str(one.subs, "utf-8") if one.subs else None,
         )
-        for one in clicks
+        for one in lines
     ]  # fmt: skip
+
+
+def _are_ordinary(rows: Sequence[ClickRow], window: Window) -> bool:
+    if not rows:
+        return True
     ids = [*map(id_of, rows)]
-    if not are_uuid7(ids) or not {one.click_class for one in clicks} <= _CLASSES:
-        raise Refused
-    if id_ms(min(ids)) < window.first_ms or id_ms(max(ids)) > window.last_ms:
-        raise Refused
-    if not {row[-1][0] for row in rows if row[-1]} <= {"{"}:
-        raise Refused
-    return [without_empty(row) for row in rows] if may_be_empty else rows
+    subs = [row[-1] for row in rows if row[-1]] or ['{"']
+    return (
+        are_uuid7(ids)
+        and window.first_ms <= id_ms(min(ids))
+        and id_ms(max(ids)) <= window.last_ms
+        and {row[CLASS] for row in rows} <= _CLASSES
+        and '{"' <= min(subs) <= max(subs) < "{#"  # each an object that holds something
+    )
 
 
 def hour(text: str) -> datetime:

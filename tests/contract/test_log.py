@@ -159,13 +159,13 @@ async def test_what_the_writer_names_as_durable_is_what_the_reader_has_passed(en
 
 
 async def test_batches_join_without_a_gap(ends: Ends) -> None:
-    for n in range(200):
+    for n in range(300):
         await ends.write(b"\n".join([b"x" * 100] * 100), n)
     found = await ends.read_all()
     assert len(found) > 1
     for before, after in pairwise(found):
         assert (after.source, after.first) == (before.source, before.next)
-    assert len(lines(found)) == 20_000
+    assert len(lines(found)) == 30_000
 
 
 async def test_through_the_recorder_every_answered_event_is_read_once(ends: Ends) -> None:

@@ -127,7 +127,10 @@ async def test_a_segment_whose_writer_was_killed_while_creating_it_is_passed_ove
     assert places(await read_until_quiet(reader)) == [(segment.meta.source, 1, 2)]
 
 
-async def test_a_batch_has_whole_rows_and_a_bounded_number_of_events(tmp_path: Path) -> None:
+async def test_a_batch_has_whole_rows_and_a_bounded_number_of_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BATCH_EVENTS_MAX", 5_000)
     segment = new_segment(tmp_path)
     append(segment, clicks(limits.BATCH_EVENTS_MAX + 900), row_events=300)
     first, second = await read_until_quiet(JournalReader(tmp_path))
@@ -136,7 +139,8 @@ async def test_a_batch_has_whole_rows_and_a_bounded_number_of_events(tmp_path: P
     assert len(records(first.entries)) + len(records(second.entries)) == limits.BATCH_EVENTS_MAX + 900
 
 
-async def test_a_busy_slot_does_not_starve_the_others(tmp_path: Path) -> None:
+async def test_a_busy_slot_does_not_starve_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BATCH_EVENTS_MAX", 5_000)
     append(new_segment(tmp_path, slot=0), clicks(4 * limits.BATCH_EVENTS_MAX), row_events=500)
     append(new_segment(tmp_path, slot=1), clicks(10))
     order = [batch.partition for batch in await read_until_quiet(JournalReader(tmp_path))]
