@@ -3,6 +3,7 @@ the product's, uvloop."""
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from tracker.log.recorder import Answering, Recorder
 
 SEED = 20_261_123
 REQUESTS = 20_000
+LOOKS_MAX = 100  # at what came on one connection; 3 MB are unpacked in 46 pieces
 CUT_BYTES_MAX = 130  # of a request that is cut at every byte
 
 
@@ -84,6 +86,29 @@ def test_every_odd_request_there_is_is_answered_and_recorded_alike(tmp_path: Pat
 def test_what_follows_a_click_is_read_alike(tmp_path: Path, valkey_url: str) -> None:
     plain = [edges.request("/c/demo?sub1=a", method) for method in ("GET", "HEAD")]
     compare(tmp_path, valkey_url, [odd_requests.followed(raw, stray) for raw in plain for stray in STRAY.values()])
+
+
+def test_a_packed_body_that_nobody_reads_is_passed_over_alike(
+    tmp_path: Path, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiohttp unpacks it in pieces, and asks itself for the next; what comes behind it is looked at once or twice."""
+    looks: Counter[int] = Counter()
+    receive = FastLane.data_received
+
+    def looked(self: FastLane, data: bytes) -> None:
+        looks[id(self)] += 1
+        receive(self, data)
+
+    monkeypatch.setattr(FastLane, "data_received", looked)
+    body = gzip.compress(bytes(3_000_000), mtime=0)
+    said = []
+    for line in ("GET /c/demo HTTP/1.1", "POST /c/demo HTTP/1.1", "POST /live HTTP/1.1", "POST /postback HTTP/1.1"):
+        raw = odd_requests.head(
+            line, "Host: a", f"Content-Type: {FORM}", "Content-Encoding: gzip", f"Content-Length: {len(body)}"
+        )
+        said += [odd_requests.one(raw + body), Said(((0, raw), (1, body), (1, odd_requests.END)), 2)]
+    compare(tmp_path, valkey_url, said)
+    assert max(looks.values()) < LOOKS_MAX
 
 
 def test_a_request_is_answered_alike_at_whatever_moment_of_the_one_before_it_comes(
