@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 import orjson
 
-VERSION = 1
+VERSION: Literal[1] = 1
 
 
 class Click(msgspec.Struct, tag_field="kind", tag="click", kw_only=True, frozen=True, omit_defaults=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 
 import structlog
@@ -23,34 +24,36 @@ _QUARTER_MS = 900_000
 
 
 class LiveCounters:
-    """Counts by (quarter, kind, id) since the last flush, and those against caps."""
+    """Clicks by (quarter, link, partner) since the last flush, and those against caps."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[int, str, int], int] = {}
+        self._counts: dict[tuple[int, int, int], int] = {}
         self.caps = CapTotals()
         self.dropped = 0
 
     def count_click(self, at_ms: int, link_id: int, partner_id: int, caps: Iterable[CapPeriod] = ()) -> None:
         """One recorded click of a partner, on a stored link unless `link_id` is 0, and what it counts against."""
-        quarter_s = at_ms // _QUARTER_MS * 900
-        if link_id:
-            self._add((quarter_s, "link", link_id))
-        self._add((quarter_s, "partner", partner_id))
+        key = (at_ms // _QUARTER_MS * 900, link_id, partner_id)
+        n = self._counts.get(key, 0)
+        if n or len(self._counts) < limits.COUNTER_KEYS_MAX:
+            self._counts[key] = n + 1
+        else:
+            self.dropped += 1
         for of in caps:
             self.caps.count(of)
 
     async def flush(self, redis: Redis) -> None:
         """Send what was counted. Display values of a failed flush are not repeated: they may have landed."""
-        counts, self._counts = self._counts, {}
+        counts, self._counts = _by_field(self._counts), {}
         batch = self.caps.batch()
         if not counts and not batch:
             return
         pipeline = redis.pipeline(transaction=False)
         if batch:
             pipeline.eval(COUNT, len(batch.keys), *batch.keys, *batch.arguments)
-        for (quarter_s, kind, of), n in counts.items():
-            pipeline.hincrby(redis_keys.live(quarter_s), f"{kind}:{of}", n)
-        for quarter_s in {quarter_s for quarter_s, _, _ in counts}:
+        for (quarter_s, field), n in counts.items():
+            pipeline.hincrby(redis_keys.live(quarter_s), field, n)
+        for quarter_s in {quarter_s for quarter_s, _ in counts}:
             pipeline.expire(redis_keys.live(quarter_s), limits.COUNTER_TTL_S)
         try:
             answers = await pipeline.execute()
@@ -61,12 +64,15 @@ class LiveCounters:
             if batch:
                 self.caps.answered(answers[0])
 
-    def _add(self, key: tuple[int, str, int]) -> None:
-        n = self._counts.get(key, 0)
-        if n or len(self._counts) < limits.COUNTER_KEYS_MAX:
-            self._counts[key] = n + 1
-        else:
-            self.dropped += 1
+
+def _by_field(clicks: dict[tuple[int, int, int], int]) -> dict[tuple[int, str], int]:
+    """What each field of each quarter hour's hash grows by."""
+    found: dict[tuple[int, str], int] = defaultdict(int)
+    for (quarter_s, link_id, partner_id), n in clicks.items():
+        if link_id:
+            found[quarter_s, f"link:{link_id}"] += n
+        found[quarter_s, f"partner:{partner_id}"] += n
+    return found
 
 
 @contextlib.asynccontextmanager

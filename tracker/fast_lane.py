@@ -28,19 +28,12 @@ from tracker.edge import Edge
 from tracker.framing import Framing
 from tracker.steps import Click, Decision, decide
 
-_LINE = re.compile(rf"(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!\"$-~]*))? HTTP/1\.1\r\n", re.ASCII)
-_BEGINS = (b"GET /c/", b"HEAD /c/")
+_LINE = re.compile(rb'(GET|HEAD) /c/(%s)/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n' % CODE.pattern.encode())
 _END = b"\r\n\r\n"
-# Headers with which a request is none of ours, and those that say whose click it is. httptools has seen before that
-# each line is one header, and that none is continued on the next.
+# Headers with which a request is none of ours: they change how it is read, or aiohttp refuses some of their values.
 _AIOHTTPS = frozenset(
     "expect content-length content-type content-range content-location transfer-encoding upgrade proxy-connection etag "
     "max-forwards server".split()
-)
-_HEADERS = re.compile(
-    rf"\r\n(user-agent|referer|host|accept-language|x-forwarded-for|{'|'.join(sorted(_AIOHTTPS))}):"
-    r"[ \t]*([^\r]*(?<![ \t]))",
-    re.IGNORECASE | re.ASCII,
 )
 _FIXED = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 _BODY = {"GET": "Content-Length: 0\r\n", "HEAD": ""}  # as aiohttp says it
@@ -66,15 +59,16 @@ class FastLane(Connection):
         self._peer = str(peer[0]) if isinstance(peer, tuple) and peer else ""
 
     def data_received(self, data: bytes) -> None:
-        if self._is_holding:
+        if self._is_holding and data:  # without data aiohttp asks itself for the rest of what it has
             self._hold(data)
-        elif self._is_idle():
-            if not self._take(data):
-                self._give(data)
-        elif self._is_about_to_wait():
+        elif data and self._is_about_to_wait():
             self._hold(data)
             self._loop.call_soon(self._go_on)
         else:
+            self._take_or_give(data)
+
+    def _take_or_give(self, data: bytes) -> None:
+        if not (self._is_idle() and self._take(data)):
             self._give(data)
 
     def _give(self, data: bytes) -> None:
@@ -105,9 +99,9 @@ class FastLane(Connection):
         """Whether the first request was answered here, or will be; what is behind it is held or looked at."""
         end = data.find(_END) + len(_END)
         head = data if end == len(data) else data[:end]
-        if not head.startswith(_BEGINS) or len(head) > limits.LANE_HEAD_BYTES_MAX or not _is_plain(head):
+        if not len(_END) <= end <= limits.LANE_HEAD_BYTES_MAX:
             return False
-        asks = _read(self._edge, self._peer, head.decode("ascii"))
+        asks = _read(self._edge, self._peer, head)
         decision = asks and _decided(self._edge, asks)
         if not asks or not decision:
             return False
@@ -137,12 +131,12 @@ class FastLane(Connection):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Look at what was held."""
+        """Look at what was held, once: if aiohttp waits still not, it is aiohttp's."""
         self._is_holding = False
         if self._held:
             held, self._held = self._held, b""
             self._resume_transport_reading()
-            self.data_received(held)
+            self._take_or_give(held)
 
     def close(self) -> None:
         """As aiohttp does with a request of its own: an answer that is waited for is still sent."""
@@ -161,32 +155,47 @@ class FastLane(Connection):
         await super().shutdown(timeout)
 
 
-class _Plain:
-    """Says of a head whether httptools takes it for one whole request, without a body, on a connection that stays; and
-    whether it is ASCII, as all but a few are."""
+class _Head:
+    """What httptools says of one head. `plain`: a whole request without a body, on a connection that stays, no header
+    said twice, in ASCII as all but a few are; then `headers` are its headers."""
 
     def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.on_header = self.headers.__setitem__  # a function of ours for each header would take longer than parsing
         self._renew()
 
     def _renew(self) -> None:
         self._parser = HttpRequestParser(self)
 
     def on_message_complete(self) -> None:
-        self._is_plain = self._parser.should_keep_alive()  # afterwards it knows no more
+        self._stays = self._parser.should_keep_alive()  # afterwards it knows no more
 
-    def __call__(self, head: bytes) -> bool:
-        self._is_plain = False
+    def plain(self, head: bytes) -> bool:
+        self._stays = False
+        self.headers.clear()
         try:
             self._parser.feed_data(head)
         except (HttpParserError, HttpParserUpgrade):
-            self._is_plain = False
-        if self._is_plain:
-            return head.isascii() and head.count(b"\r\n") < limits.LANE_HEADERS_MAX
-        self._renew()
-        return False
+            self._stays = False
+        if not self._stays:
+            self._renew()
+            return False
+        lines = len(self.headers) + len(("request line", "end"))
+        return head.count(b"\r\n") == lines <= limits.LANE_HEADERS_MAX and head.isascii()
 
 
-_is_plain = _Plain()  # one for all connections: it is given whole heads only
+class _Names(dict[bytes, str]):
+    """Names of headers in lower case, by what they look like: there are few, so each is made once."""
+
+    def __missing__(self, name: bytes) -> str:
+        lower = name.lower().decode()
+        if len(self) < limits.LANE_NAMES_MAX:
+            self[name] = lower
+        return lower
+
+
+_head = _Head()  # one for all connections: it is given whole heads only
+_names = _Names()
 
 
 class _Asks(NamedTuple):
@@ -195,26 +204,31 @@ class _Asks(NamedTuple):
     click: Click
 
 
-def _read(edge: Edge, peer: str, head: str) -> _Asks | None:
-    """What a plain head asks; None where aiohttp should look at it."""
-    line, found = _LINE.match(head), _HEADERS.findall(head)
-    headers = {name.lower(): value for name, value in found}
-    if line is None or len(headers) < len(found) or "host" not in headers or not _AIOHTTPS.isdisjoint(headers):
+def _read(edge: Edge, peer: str, head: bytes) -> _Asks | None:
+    """What a request asks; None where aiohttp should look at it."""
+    line = _LINE.match(head)
+    if line is None or not _head.plain(head):
         return None
-    method, code, query = line.groups("")
-    said = headers.get
+    headers = {_names[name]: value for name, value in _head.headers.items()}
+    if len(headers) < len(_head.headers) or "host" not in headers or not _AIOHTTPS.isdisjoint(headers):
+        return None
+    method, code, query = line.groups(b"")
     click = asked(
         edge,
-        method=method,
-        query=query,
+        method=method.decode(),
+        query=query.decode(),
         peer=peer,
-        forwarded_for=said("x-forwarded-for", ""),
-        user_agent=said("user-agent", ""),
-        referer=said("referer", ""),
-        host=said("host", ""),
-        languages=said("accept-language", ""),
+        forwarded_for=_text(headers, "x-forwarded-for"),
+        user_agent=_text(headers, "user-agent"),
+        referer=_text(headers, "referer"),
+        host=_text(headers, "host"),
+        languages=_text(headers, "accept-language"),
     )
-    return _Asks(method, code, click)
+    return _Asks(method.decode(), code.decode(), click)
+
+
+def _text(headers: dict[str, bytes], name: str) -> str:
+    return headers[name].rstrip(b" \t").decode() if name in headers else ""
 
 
 def _decided(edge: Edge, asks: _Asks) -> Decision | None:

@@ -33,6 +33,8 @@ class Answering(Protocol):
 
     def answer(self, answer: bytes) -> None: ...
 
+    def force_close(self) -> None: ...
+
 
 @dataclass(slots=True)
 class Batch:
@@ -199,7 +201,11 @@ class Recorder:
         if answers:
             self._tally.count(outcome, batch.first_ms, len(answers))
         for connection, answer in answers:
-            connection.answer(answer)
+            try:
+                connection.answer(answer)
+            except Exception:
+                log.exception("answer_failed")  # one connection's fault is not that of the others in its batch
+                connection.force_close()
 
 
 @contextlib.asynccontextmanager
