@@ -7,7 +7,6 @@ QUERY_PARAMS_MAX = 64  # ten sub ids, ad click ids and utm tags come to about 30
 LINE_BYTES_MAX = 32_768  # read of a request line, so that a too long query gets our answer and not the parser's
 HEADER_BYTES_MAX = 8_190  # one header line or field, aiohttp's own default said explicitly
 LANE_HEAD_BYTES_MAX = 8_190  # a longer head is aiohttp's: so the lane never takes a line or field that aiohttp refuses
-LANE_NAMES_MAX = 1_000  # spellings of headers' names that are remembered; browsers have some fifty
 LANE_HEADERS_MAX = 100  # aiohttp refuses more than 128
 BODY_BYTES_MAX = 262_144  # 100 conversions with every field filled come to about 100 kB
 CONVERSIONS_PER_POST_MAX = 100  # one body is one durability wait
