@@ -28,7 +28,7 @@ from tracker.counters import counting_live
 from tracker.doors import conversions, health, look, page, published
 from tracker.doors.click import click
 from tracker.edge import Edge
-from tracker.fast_lane import FastLane
+from tracker.fast_lane import Arrivals, FastLane
 from tracker.links import caching_links
 from tracker.log.on_journal import journal_log
 from tracker.log.on_kafka import kafka_log
@@ -156,7 +156,8 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
 
 def listening(settings: EdgeSettings, edge: Edge, sock: socket.socket) -> AbstractAsyncContextManager[None]:
     """The edge's doors on a listening socket."""
-    return serving(routes(edge), sock, partial(FastLane, edge) if settings.fast_lane else Connection)
+    lane = partial(FastLane, edge, Arrivals(edge, asyncio.get_running_loop()))
+    return serving(routes(edge), sock, lane if settings.fast_lane else Connection)
 
 
 async def _unless(stop: asyncio.Event, opening: Coroutine[Any, Any, T]) -> T | None:

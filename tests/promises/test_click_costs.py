@@ -25,7 +25,7 @@ CONNECTIONS = 100
 # A group commit has some, whatever lies in it; so have beats, flushes and the publisher, which this loop runs as well.
 PER_BATCH_MAX = {"tasks": 2, "futures": 6, "coroutines": 60}
 # A connection has two of each: one accepts it, one waits for what aiohttp is to answer.
-BESIDE_MAX = {"tasks": 2 * CONNECTIONS + 50, "futures": 2 * CONNECTIONS + 100, "coroutines": 2 * CONNECTIONS + 500}
+BESIDE_MAX = {"tasks": 2 * CONNECTIONS + 50, "futures": 2 * CONNECTIONS + 100, "coroutines": 2 * CONNECTIONS + 2_000}
 CALLS_MAX = 100  # of Python functions for a click, its share of all that is beside it included
 LOG_BYTES_MAX = 270  # of a browser's click with one sub id
 CLICK = request("/c/demo?sub1=a", headers={"Accept": "text/html", "Accept-Language": "de", "Accept-Encoding": "gzip"})
