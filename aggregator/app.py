@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ _READY = web.AppKey("ready", asyncio.Event)
 
 async def serve(settings: AggregatorSettings) -> None:
     """Run until SIGTERM or SIGINT. A batch in progress is dropped then: it is read again by whoever comes next."""
+    gc.set_threshold(limits.GARBAGE_OBJECTS)
     stopping, ready = asyncio.Event(), asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)

@@ -340,6 +340,7 @@ def main() -> int:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         clicks = traffic(asked.clicks, asked.links)
         with _started(folder, clicks, asked.logs) as stage, Progress(*columns, console=console) as progress:
+            gc.set_threshold(limits.GARBAGE_OBJECTS)  # as the aggregator does
             gc.freeze()  # the clicks are no work of the collector of who applies them
             turns = uvloop.run(_rounds(stage, asked.rounds, progress))
     finally:

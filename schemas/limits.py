@@ -100,7 +100,8 @@ OUTBOX_COUNTED_MAX = 100_000  # beyond it the figure says no more
 # The aggregator
 BATCH_EVENTS_MAX = 20_000  # per transaction; 0.1-0.3 s of work, so a takeover never waits long. Of more, more share a
 #                            row of the rollups: 0.3 of them for each click, where 5,000 need 0.46
-DECODE_BYTES_MAX = 256 * 1024  # at once; 3 ms in which nothing is sent to Postgres
+GARBAGE_OBJECTS = 20_000  # new ones before cycles are looked for among them; events have none, and come by the thousand
+DECODE_BYTES_MAX = 128 * 1024  # at once; 1.5 ms in which nothing is sent to Postgres
 READ_BYTES_MAX = 8 * 1024 * 1024  # one read of the journal; about BATCH_EVENTS_MAX events
 FENCE_WAIT_S = 1.0  # a healthy holder commits in less; one that waits for its client is frozen and is ended
 FENCE_GIVE_UP_S = 5  # whole seconds; the frozen holder could not be ended: drop the batch, begin again
@@ -133,6 +134,7 @@ DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `dupl
 # for each broker, as the producers packed them, and two batches of events.
 FETCH_PARTITION_BYTES_MAX = 2 * 1024 * 1024  # packed, about BATCH_EVENTS_MAX events; a larger batch comes alone
 FETCH_BYTES_MAX = 8 * 1024 * 1024  # of one answer of one broker
+UNPACKED_MAX = 500  # records at once; 2 ms in which nothing is sent to Postgres
 FETCH_BYTES_MIN = 64 * 1024  # a broker gathers up to this,
 FETCH_WAIT_S = 0.2  # but no longer than this: that is Postgres' group commit, of all partitions one after the other
 CONSUMER_POLL_S = 0.05  # how often an idle consumer looks at what its client has fetched

@@ -38,6 +38,7 @@ ON CONFLICT DO NOTHING
 _MOVE = """
 UPDATE log_position SET next = $4, last_digest = $5
 WHERE source = $1 AND partition = $2 AND next = $3 AND stopped IS NULL
+RETURNING set_config('lock_timeout', '0', true)
 """
 _MAKE = """
 INSERT INTO log_position (source, partition, next, stopped, stopped_at)
@@ -92,16 +93,13 @@ async def fence(session: Session, batch: Batch) -> None:
     waits longer than FENCE_WAIT_S, a second connection ends the frozen holders, and the same statement goes on: under
     READ COMMITTED it checks `next` again on the row as it then is, so whether the holder's transaction was rolled
     back (we apply the batch) or had just committed (we are Fenced), the answer is exact. The lock_timeout is for the
-    case that no second connection can be opened; it holds for this statement alone, because a COPY may rightly wait
-    for the ids of another partition.
+    case that no second connection can be opened; this statement lifts it once it has the row, because a COPY may
+    rightly wait for the ids of another partition.
     """
-    db = session.db
-    await db.execute(f"SET LOCAL lock_timeout = '{limits.FENCE_GIVE_UP_S}s'")
     async with _frozen_holders_ended(session):
-        moved = await db.execute(_MOVE, batch.source, batch.partition, batch.first, batch.next, batch.last_digest)
-    if moved != "UPDATE 1":
+        moved = await session.db.fetch(_MOVE, batch.source, batch.partition, batch.first, batch.next, batch.last_digest)
+    if not moved:
         raise Fenced(f"{batch.source}/{batch.partition} is not at {batch.first}")
-    await db.execute("SET LOCAL lock_timeout = 0")
 
 
 @asynccontextmanager

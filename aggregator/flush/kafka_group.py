@@ -11,9 +11,10 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import CommitFailedError, KafkaError
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from aggregator.flush import metrics
+from aggregator.flush.batch import Entry
 from schemas import limits
 from schemas.kafka import connection
 from schemas.settings import AggregatorSettings
@@ -75,12 +76,17 @@ class Member(ConsumerRebalanceListener):
         """Forget what was fetched of a partition, and fetch it from this offset."""
         self._consumer.seek(partition, offset)
 
-    async def fetched(self, partition: TopicPartition) -> list[ConsumerRecord]:
-        """What has been fetched of a partition, at most BATCH_EVENTS_MAX records. Raises KafkaError."""
-        if self.unassigned_since is not None:
-            return []
-        found = await self._consumer.getmany(partition, max_records=limits.BATCH_EVENTS_MAX)  # does not wait
-        return list(found.get(partition, []))
+    async def fetched(self, partition: TopicPartition) -> list[Entry]:
+        """What has been fetched of a partition, at most BATCH_EVENTS_MAX records. Raises KafkaError, and then nothing
+        of it was fetched."""
+        entries: list[Entry] = []
+        while self.unassigned_since is None and (room := limits.BATCH_EVENTS_MAX - len(entries)):
+            unpacked = await self._consumer.getmany(partition, max_records=min(room, limits.UNPACKED_MAX))
+            if not unpacked:
+                break
+            entries += [Entry(one.offset, one.value or b"", whole=True) for one in unpacked[partition]]
+            await asyncio.sleep(0)  # getmany does not wait for more, and so lets nobody else work
+        return entries
 
     async def wait(self) -> None:
         """For a moment, while there is nothing to fetch; it counts as reading, or the group would take us for idle.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import structlog
 from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError, RecordTooLargeError
-from aiokafka.structs import ConsumerRecord, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from aggregator.flush import metrics
 from aggregator.flush.batch import Batch, Begun, Change, Entry, Moved, Position, Positions
@@ -197,21 +197,21 @@ class KafkaReader:
             await member.wait()
         for partition in list(reading.turns):
             first = reading.next.pop(partition)  # put back when nothing has gone wrong
-            records = await self._fetched(member, partition, first)
-            if not records:
+            entries = await self._fetched(member, partition, first)
+            if not entries:
                 reading.next[partition] = first
                 reading.empty_at[partition] = time.monotonic()
                 continue
             reading.turns.remove(partition)
             reading.turns.append(partition)
-            batch = await self._batch(member, partition, first, records)
+            batch = await self._batch(member, partition, first, entries)
             reading.next[partition] = batch.next
             self._doubts.pop(partition, None)
             self._well()
             return batch
         return None
 
-    async def _fetched(self, member: Member, partition: TopicPartition, first: int) -> list[ConsumerRecord]:
+    async def _fetched(self, member: Member, partition: TopicPartition, first: int) -> list[Entry]:
         try:
             return await member.fetched(partition)
         except OffsetOutOfRangeError:
@@ -225,9 +225,7 @@ class KafkaReader:
         await asyncio.sleep(limits.CONSUMER_POLL_S)
         raise Moved(reason)
 
-    async def _batch(
-        self, member: Member, partition: TopicPartition, first: int, fetched: Sequence[ConsumerRecord]
-    ) -> Batch:
+    async def _batch(self, member: Member, partition: TopicPartition, first: int, entries: Sequence[Entry]) -> Batch:
         """Raises Moved when it cannot be said for sure whose offsets these are."""
         reading, (name, number) = self._reading, partition
         leader = reading.leaders[partition]
@@ -242,7 +240,6 @@ class KafkaReader:
             raise Moved("the topic was deleted, or has another leader")
         if member.generation != reading.generation:
             raise Moved("the assignment has changed")
-        entries = [Entry(one.offset, one.value or b"", whole=True) for one in fetched]
         return Batch(source(name, topic.id), number, first, entries[-1].offset + 1, entries, begun, end)
 
     async def _company(self, partition: TopicPartition, leader: Leader) -> tuple[list[Begun] | None, int | None]:

@@ -69,8 +69,9 @@ async def open_session(settings: AggregatorSettings) -> AsyncIterator[Session]:
 @asynccontextmanager
 async def transaction(db: Connection) -> AsyncIterator[None]:
     """A transaction that ends in bounded time: only refusals by content are rolled back in order, any other failure
-    drops the connection at once. Raises Unknown when the answer to COMMIT is lost."""
-    await db.execute("BEGIN")
+    drops the connection at once. It waits no longer than FENCE_GIVE_UP_S for a lock, until the fence lifts that. Raises
+    Unknown when the answer to COMMIT is lost."""
+    await db.execute(f"BEGIN; SET LOCAL lock_timeout = '{limits.FENCE_GIVE_UP_S}s'")
     try:
         yield
     except (Fenced, *Poison):
