@@ -27,7 +27,7 @@ from schemas.links import CODE
 from tracker.doors.click import HEADERS, asked, to_record
 from tracker.edge import Edge
 from tracker.framing import Framing
-from tracker.steps import Click, Decision, decide
+from tracker.steps import Click, decide
 
 log = structlog.get_logger()
 _LINE = re.compile(rf'(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n', re.ASCII)
@@ -48,8 +48,9 @@ _BODY = {"GET": "Content-Length: 0\r\n", "HEAD": ""}  # as aiohttp says it
 
 
 class Arrivals:
-    """What came on all connections in one turn of the loop, looked at together afterwards, first read and then decided:
-    between system calls, which take the processor's caches, the same code lasts half as long again."""
+    """What came on all connections in one turn of the loop, looked at together afterwards: all is read, then decided,
+    then recorded. Between system calls, and one after the other, the same code lasts half as long again, because it is
+    more than the processor's caches hold."""
 
     def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
         self._edge = edge
@@ -63,10 +64,15 @@ class Arrivals:
 
     def _look(self) -> None:
         came, self._came = self._came, []
-        asked = [_read(self._edge, connection.peer, data) for connection, data in came]
-        for (connection, data), asks in zip(came, asked, strict=True):
+        try:
+            asked = [_read(self._edge, connection.peer, data) for connection, data in came]
+            decided = [_decided(self._edge, asks) if asks else None for asks in asked]
+        except Exception:
+            log.exception("lane_failed")
+            decided = [None] * len(came)
+        for (connection, data), of in zip(came, decided, strict=True):
             try:
-                connection.go(data, asks)
+                connection.go(data, of)
             except Exception:
                 log.exception("click_failed")  # one connection's fault is not that of the others
                 connection.force_close()
@@ -133,24 +139,20 @@ class FastLane(Connection):
         self._held += data
         self._pause_transport_reading()
 
-    def go(self, data: bytes, asks: _Asks | None) -> None:
+    def go(self, data: bytes, decided: _Decided | None) -> None:
         """Answer what came when it is durable, if it leads somewhere; else give it to aiohttp."""
-        decision = asks and _decided(self._edge, asks)
-        if asks is None or decision is None:
+        if decided is None:
             self._give(data + self._release())
             if self._is_closing:
                 super().close()
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        asks, location, event = decided
         if asks.size_bytes < len(data):
             came_since, self._held = self._held, b""
             self._hold(data[asks.size_bytes :] + came_since)
-        self._answer_when_durable(asks.click, decision, _redirect(decision.location or "", asks.method))
-
-    def _answer_when_durable(self, click: Click, decision: Decision, answer: bytes) -> None:
-        self._edge.lane_clicks += 1
-        event = to_record(self._edge, click, decision)
-        if event is None or not self._edge.recorder.answer_when_durable(event, click.at_ms, self, answer):
+        answer = _redirect(location, asks.method)
+        if event is None or not self._edge.recorder.answer_when_durable(event, asks.click.at_ms, self, answer):
             self.answer(answer)
 
     def answer(self, answer: bytes) -> None:
@@ -256,17 +258,27 @@ def _read(edge: Edge, peer: str, data: bytes) -> _Asks | None:
     return _Asks(size_bytes, method, code, click)
 
 
-def _decided(edge: Edge, asks: _Asks) -> Decision | None:
-    """The decision if it is a redirect, of configs that are held and fresh."""
-    _, _, code, click = asks
-    target = edge.links.held(code, click.host)
+class _Decided(NamedTuple):
+    asks: _Asks
+    location: str
+    event: bytes | None
+
+
+def _decided(edge: Edge, asks: _Asks) -> _Decided | None:
+    """What is decided of configs that are held and fresh, and counted at once: the next may be over a cap by it. None
+    unless it is a redirect."""
+    click = asks.click
+    target = edge.links.held(asks.code, click.host)
     if target is None or len(click.query) > limits.QUERY_BYTES_MAX:
         return None
     try:
         decision = decide(click, target, edge.keys.signing, edge.known)
     except Exception:  # whatever it is, aiohttp's door meets it again, says it and answers
         return None
-    return decision if decision.location is not None else None
+    if decision.location is None:
+        return None
+    edge.lane_clicks += 1
+    return _Decided(asks, decision.location, to_record(edge, click, decision))
 
 
 def _redirect(location: str, method: str) -> bytes:
