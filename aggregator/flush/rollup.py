@@ -4,19 +4,19 @@ shard."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from aggregator.db.connect import Connection
 from aggregator.db.instants import QUARTER_MS
-from aggregator.flush.click_rows import ClickRow, columns, spans
+from aggregator.flush.click_rows import CLASS, ClickRow, columns, spans
 from schemas.outcomes import INVALID, ClickClass
 
-_Key = tuple[int, int, int, str, str]  # link, offer, partner, country, device
-Counts = list[tuple[Any, ...]]  # quarter (s since 1970), the key, clicks and those of them that are invalid; sorted
+Counts = list[str]  # what the rows of the rollups get, each column as an array that Postgres reads
 
 _UNREPORTED = frozenset({ClickClass.TEST, ClickClass.UNCOUNTED})
-_counted = columns("link_id", "offer_id", "partner_id", "country", "device", "click_class")
+_key = columns("link_id", "offer_id", "partner_id", "country", "device")
 _UPSERT = """
 INSERT INTO click_rollup AS held
     (quarter, link_id, offer_id, partner_id, country, device, shard, clicks, invalid_clicks)
@@ -30,27 +30,24 @@ ON CONFLICT (quarter, link_id, offer_id, partner_id, country, device, shard) DO 
 
 
 def count(rows: Sequence[ClickRow]) -> Counts:
-    """What sorted rows add to the rollups, in the order of the rollups' keys."""
-    by_quarter = ((quarter_ms // 1_000, _sums(part)) for quarter_ms, part in spans(rows, QUARTER_MS))
-    return [(quarter, *key, *sums[key]) for quarter, sums in by_quarter for key in sorted(sums)]
+    """What sorted rows add to the rollups, in the order of the rollups' keys; nothing where they add nothing."""
+    lines = [*chain.from_iterable(_lines(begins_ms // 1_000, part) for begins_ms, part in spans(rows, QUARTER_MS))]
+    if not lines:
+        return []
+    quarters, links, offers, partners, countries, devices, clicks, invalid = zip(*lines, strict=True)
+    numbers = [_literal(map(str, column)) for column in (quarters, links, offers, partners, clicks, invalid)]
+    return [*numbers, *(_literal(map(_Quotes().__getitem__, column)) for column in (countries, devices))]
 
 
-def _sums(rows: Iterable[ClickRow]) -> Mapping[_Key, Sequence[int]]:
-    sums: dict[_Key, list[int]] = {}
-    for (link, offer, partner, country, device, click_class), clicks in Counter(map(_counted, rows)).items():
-        if click_class not in _UNREPORTED:
-            total = sums.setdefault((link, offer, partner, country or "", device or ""), [0, 0])
-            total[0] += clicks
-            total[1] += clicks if click_class in INVALID else 0
-    return sums
+def _lines(begins_s: int, rows: Sequence[ClickRow]) -> list[tuple[Any, ...]]:
+    counted = Counter(map(_key, [row for row in rows if row[CLASS] not in _UNREPORTED]))
+    invalid = Counter(map(_key, [row for row in rows if row[CLASS] in INVALID]))
+    return [(begins_s, *key, counted[key], invalid.get(key, 0)) for key in sorted(counted, key=_order)]
 
 
-async def roll_up(db: Connection, counts: Counts, shard: int) -> None:
-    """Add to the rollups."""
-    if counts:
-        quarters, links, offers, partners, countries, devices, clicks, invalid = zip(*counts, strict=True)
-        numbers = [_literal(map(str, column)) for column in (quarters, links, offers, partners, clicks, invalid)]
-        await db.execute(_UPSERT, *numbers, _literal(_quoted(countries)), _literal(_quoted(devices)), shard)
+def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    link, offer, partner, country, device = key
+    return link, offer, partner, country or "", device or ""
 
 
 def _literal(elements: Iterable[str]) -> str:
@@ -59,14 +56,16 @@ def _literal(elements: Iterable[str]) -> str:
     return f"{{{','.join(elements)}}}"
 
 
-def _quoted(texts: Iterable[str]) -> Iterator[str]:
-    return map(_Quotes().__getitem__, texts)
-
-
-class _Quotes(dict[str, str]):
+class _Quotes(dict[str | None, str]):
     """Texts as elements of such an array; there are few of them."""
 
-    def __missing__(self, text: str) -> str:
-        escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    def __missing__(self, text: str | None) -> str:
+        escaped = (text or "").replace("\\", "\\\\").replace('"', '\\"')
         self[text] = f'"{escaped}"'
         return self[text]
+
+
+async def roll_up(db: Connection, counts: Counts, shard: int) -> None:
+    """Add to the rollups."""
+    if counts:
+        await db.execute(_UPSERT, *counts, shard)

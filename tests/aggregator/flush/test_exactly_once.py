@@ -114,6 +114,17 @@ async def test_a_click_is_stored_as_it_was_recorded(session: Session, database_u
         assert row[name] == getattr(recorded, name)
 
 
+async def test_clicks_are_rolled_up_under_whatever_their_country_and_device_are_called(
+    session: Session, database_url: str
+) -> None:
+    names = ["", "DE", "NULL", "null", "{}", ",", '"', "\\", '\\"', "a b", " ", "ä☕", "'", "x" * 300]
+    of = [(country, device) for country in names for device in names]
+    await commit(batch_of(*(click(country=country, device=device) for country, device in of)), session)
+    await commit(batch_of(*(click(country=country, device=device) for country, device in of), first=2), session)
+    rows = await fetch(database_url, "SELECT country, device, sum(clicks)::int FROM click_rollup GROUP BY 1, 2")
+    assert {tuple(row) for row in rows} == {(country, device, 2) for country, device in of}
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
