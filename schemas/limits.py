@@ -72,6 +72,7 @@ READ_POOL_MAX = 16  # connections per process for reads; more would only queue i
 FLUSH_EVERY_S = 0.200  # live counters, one pipeline per flush
 COUNTER_TIMEOUT_S = 1.0  # the flusher is off the request path; a slow Redis only delays display values
 COUNTER_KEYS_MAX = 200_000  # (key, field) pairs held while Redis is away; beyond it they are dropped, counted
+COUNTERS_SENT_MAX = 5_000  # fields in one script: some 5 ms of Redis
 COUNTER_TTL_S = 172_800  # display values are of use for two days
 CAPS_HELD_MAX = 100_000  # caps in a period that one edge counts, about 20 MB; the longest unused are asked again
 CAPS_SENT_MAX = 5_000  # caps in one flush: some 10 ms of Redis, when there is much to say after it was away

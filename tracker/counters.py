@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 
 import structlog
 
@@ -21,6 +21,14 @@ from tracker.caps import COUNT, CapPeriod, CapTotals
 
 log = structlog.get_logger()
 _QUARTER_MS = 900_000
+
+
+# KEYS: the hash of a quarter hour. ARGV: time to live, then fields, each with what it grows by. Sending a command for
+# each field was a sixth of all that an edge did for clicks on a thousand links.
+GROW = """
+for i = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+"""
 
 
 class LiveCounters:
@@ -51,10 +59,8 @@ class LiveCounters:
         pipeline = redis.pipeline(transaction=False)
         if batch:
             pipeline.eval(COUNT, len(batch.keys), *batch.keys, *batch.arguments)
-        for (quarter_s, field), n in counts.items():
-            pipeline.hincrby(redis_keys.live(quarter_s), field, n)
-        for quarter_s in {quarter_s for quarter_s, _ in counts}:
-            pipeline.expire(redis_keys.live(quarter_s), limits.COUNTER_TTL_S)
+        for quarter_s, arguments in _pieces(counts):
+            pipeline.eval(GROW, 1, redis_keys.live(quarter_s), limits.COUNTER_TTL_S, *arguments)
         try:
             answers = await pipeline.execute()
         except RedisError as error:
@@ -63,6 +69,16 @@ class LiveCounters:
         else:
             if batch:
                 self.caps.answered(answers[0])
+
+
+def _pieces(counts: dict[tuple[int, str], int]) -> Iterator[tuple[int, list[str | int]]]:
+    """Fields, each with what it grows by, of one quarter hour at a time, as many as one script takes."""
+    by_quarter: dict[int, list[str | int]] = defaultdict(list)
+    for (quarter_s, field), n in counts.items():
+        by_quarter[quarter_s] += (field, n)
+    for quarter_s, arguments in by_quarter.items():
+        for at in range(0, len(arguments), 2 * limits.COUNTERS_SENT_MAX):
+            yield quarter_s, arguments[at : at + 2 * limits.COUNTERS_SENT_MAX]
 
 
 def _by_field(clicks: dict[tuple[int, int, int], int]) -> dict[tuple[int, str], int]:
