@@ -35,7 +35,7 @@ EXIT_S = 15.0  # promise P5: SIGTERM to exit
 
 # The recorder
 SWITCH_S = 0.000_5  # the log's thread gets the interpreter when it wants it; Python's 5 ms, twice a batch, is a wait
-LINGER_S = 0.002  # the first click of a batch waits this long for company
+LINGER_S = 0.001_5  # the first click of a batch waits this long for company
 ACK_DEADLINE_S = 0.150  # the longest a visitor waits for durability
 BATCH_BYTES_MAX = 131_072  # one group commit; larger ones gain nothing and delay everyone in them
 QUEUE_EVENTS_MAX = 50_000  # events not yet durable, about 25 MB; beyond it new ones are counted lost
