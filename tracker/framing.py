@@ -11,7 +11,7 @@ from schemas.limits import BODY_BYTES_MAX, LINE_BYTES_MAX
 _END = b"\r\n\r\n"
 _NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _HEAD = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.1\r\n(?:" + _NAME + rb":[\t -~\x80-\xff]*\r\n)*\r\n")
-_ODD = re.compile(rb"\r\n(?:transfer-encoding|upgrade|connection:[^\r]*upgrade)|^connect ")
+_ODD = re.compile(rb"\r\n(?:transfer-encoding:|upgrade:|connection:[^\r]*upgrade)|^connect ")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r]*?)[ \t]*\r\n")
 _LENGTH_DIGITS_MAX = len(str(BODY_BYTES_MAX)) + 1
 

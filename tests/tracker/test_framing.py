@@ -11,6 +11,9 @@ from tracker.framing import Framing
 
 GET = b"GET /live HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /postback HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\na=1&b=2"
+BROWSER = (
+    b"GET /c/demo HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\nUpgrade-Insecure-Requests: 1\r\nCookie: a=b\r\n\r\n"
+)
 EMPTY = b"POST /postback HTTP/1.1\r\nHost: a\r\ncontent-length:0 \r\n\r\n"
 
 
@@ -21,7 +24,7 @@ def followed(*pieces: bytes) -> Framing:
     return framing
 
 
-@given(st.lists(st.sampled_from([GET, POST, EMPTY]), min_size=1), st.data())
+@given(st.lists(st.sampled_from([GET, POST, EMPTY, BROWSER]), min_size=1), st.data())
 def test_it_stands_between_requests_exactly_where_one_ended(requests: list[bytes], data: st.DataObject) -> None:
     sent = b"".join(requests)
     cut = data.draw(st.integers(0, len(sent)))
