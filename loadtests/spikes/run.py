@@ -38,7 +38,7 @@ COMMANDS = {
         "-f", str(SCRIPTS / "locust" / "spike.py"),
     ],
 }  # fmt: skip
-RESTING_PER_S = {"k6": 150, "locust": 60}  # ten times that is about half of what a core of each can do
+RESTING_PER_S = {"k6": 60, "locust": 60}  # ten times that is what a generator can do on its core without coming late
 BEGINS_S = 60.0
 OVERTIME_S = 60.0
 SHOWN_MAX = 10
