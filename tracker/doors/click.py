@@ -1,6 +1,7 @@
 """The door for tracking links: answer with a redirect that is durable before it leaves."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from aiohttp import web
@@ -44,12 +45,24 @@ async def follow(request: web.Request, edge: Edge, find: Find) -> web.Response:
 
 
 async def _decided(edge: Edge, received: Click, find: Find) -> Decision:
-    if len(received.query) > limits.QUERY_BYTES_MAX:
-        raise Refused("too_long", "the query is too long")
-    try:
-        target = await find(edge, received)
+    with refusing():
+        target = await found(edge, received, find)
         received.at_ms = edge.clock.now_ms()  # a watermark may have passed the first reading while we waited
         return decide(received, target, edge.keys.signing, edge.known)
+
+
+async def found(edge: Edge, received: Click, find: Find) -> Target:
+    """Where a request leads, by this way of finding it. Raises Refused, NotReady."""
+    if len(received.query) > limits.QUERY_BYTES_MAX:
+        raise Refused("too_long", "the query is too long")
+    return await find(edge, received)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What can be wrong in here with a request on a link is a refusal."""
+    try:
+        yield
     except NotReady:
         raise Refused("unavailable", "try again in a moment") from None
     except ValueError:

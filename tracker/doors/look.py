@@ -15,9 +15,8 @@ from schemas.links import Link, check_destination
 from schemas.outcomes import ClickClass, Reason
 from schemas.two_tier import SecondTierAway
 from tracker.doors import page
-from tracker.doors.click import no_such_link, read_click, stored
+from tracker.doors.click import found, no_such_link, read_click, refusing, stored
 from tracker.edge import Edge
-from tracker.links import NotReady
 from tracker.proxies import client_scheme
 from tracker.steps import Click, Target, judge
 
@@ -33,15 +32,13 @@ _SAID = {
 async def inspect(request: web.Request, edge: Edge) -> web.Response:
     """`GET /c/{code}+`: where the link would lead this visitor now, as a page or as JSON."""
     link, target, received = await _found(request, edge)
-    try:
+    with refusing():
         judge(received, target, edge.known)
-    except ValueError:
-        raise Refused("bad_request", "too many parameters") from None
-    found = _facts(link, target, received)
+    facts = _facts(link, target, received)
     if page.wanted(request):
-        facts = [(name.replace("_", " "), str(value)) for name, value in found.items()]
-        return page.page(f"The link {link.code}", "", facts, status=200, headers={})
-    return web.json_response(found, headers=page.HEADERS)
+        shown = [(name.replace("_", " "), str(value)) for name, value in facts.items()]
+        return page.page(f"The link {link.code}", "", shown, status=200, headers={})
+    return web.json_response(facts, headers=page.HEADERS)
 
 
 def _facts(link: Link, target: Target, received: Click) -> dict[str, Any]:
@@ -80,13 +77,9 @@ def _site(request: web.Request, edge: Edge) -> str:
 
 
 async def _found(request: web.Request, edge: Edge) -> tuple[Link, Target, Click]:
-    received = read_click(request, edge)
-    if len(received.query) > limits.QUERY_BYTES_MAX:
-        raise Refused("too_long", "the query is too long")
-    try:
-        target = await stored(edge, request.match_info["code"], received.host)
-    except NotReady:
-        raise Refused("unavailable", "try again in a moment") from None
+    received, code = read_click(request, edge), request.match_info["code"]
+    with refusing():
+        target = await found(edge, received, lambda edge, received: stored(edge, code, received.host))
     if target.link is None:
         raise no_such_link()
     return target.link, target, received
