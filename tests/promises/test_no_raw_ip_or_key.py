@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -12,9 +13,11 @@ from loadtests.faults.edges import KEYS, TOKEN, VISITOR_KEY, Filled, RunningEdge
 from schemas import events, redis_keys
 from schemas.http import HttpLog
 from schemas.redis import done
+from tracker import fast_lane
 from tracker.app import admin
 from tracker.doors import click as click_door
 from tracker.metrics import prometheus
+from tracker.steps import Click
 
 IPS = ("203.0.113.77", "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff")
 SECRETS = (TOKEN, KEYS.partition(":")[2], VISITOR_KEY, "wrong-token-7731")
@@ -23,14 +26,15 @@ SECRETS = (TOKEN, KEYS.partition(":")[2], VISITOR_KEY, "wrong-token-7731")
 @pytest.fixture
 def visited(running: RunningEdge, monkeypatch: pytest.MonkeyPatch) -> RunningEdge:
     """Requests seem to come from the addresses of `IPS`: all connections of a test come from this machine."""
-    coming, read_click = iter(IPS * 1_000), click_door.read_click
+    coming, asked = iter(IPS * 1_000), click_door.asked
 
-    def from_elsewhere(*of: object) -> object:
-        found = read_click(*of)  # type: ignore[arg-type]
+    def from_elsewhere(*of: Any, **said: Any) -> Click:
+        found = asked(*of, **said)
         found.ip = next(coming)
         return found
 
-    monkeypatch.setattr(click_door, "read_click", from_elsewhere)
+    for door in (click_door, fast_lane):
+        monkeypatch.setattr(door, "asked", from_elsewhere)
     return running
 
 
