@@ -79,7 +79,7 @@ CAPS_SENT_MAX = 5_000  # caps in one flush: some 10 ms of Redis, when there is m
 PUBLISH_TIMEOUT_S = 2.0  # the publisher and the API's own publish; beyond it the answer says `live: false`
 
 # The link cache
-L1_ENTRIES_MAX = 100_000  # per process, about 100 MB
+L1_ENTRIES_MAX = 130_000  # per process, about 130 MB; a hundred thousand links, their offers and partners
 L1_REFRESH_S = 60.0  # the belt to the invalidation stream's braces, jittered by a quarter
 L1_BROKEN_S = 3.0  # how long an entry fetched while the stream is broken is good for
 NEGATIVE_S = 0.250  # an unknown code is remembered this long
