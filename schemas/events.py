@@ -35,9 +35,14 @@ class Click(msgspec.Struct, tag_field="kind", tag="click", kw_only=True, frozen=
     subs: dict[str, str] = {}  # those of sub1..sub10, ad click ids, creative_id, uid, coupon_code, qr that were present
 
 
+NO_CLICK = UUID(int=0)
+
+
 class Conversion(msgspec.Struct, tag_field="kind", tag="conversion", kw_only=True, frozen=True, omit_defaults=True):
     """One authenticated, well-formed intake at a conversion door. `intake_id` (UUIDv7) names this receipt,
-    `conversion_id` the order."""
+    `conversion_id` the order; `former_id` is what the order was called before its offer's scope changed. Without a
+    click of ours (`NO_CLICK`) link, offer and partner are 0, and a coupon, a customer or `foreign_click` says whose it
+    is; `currency` may then be empty: the offer's."""
 
     v: Literal[1]
     intake_id: UUID
@@ -54,6 +59,41 @@ class Conversion(msgspec.Struct, tag_field="kind", tag="conversion", kw_only=Tru
     amount_minor: int | None = None
     currency: str
     reason: str = ""  # why it is pending, as far as the edge can tell
+    former_id: UUID | None = None
+    door: str = ""  # postback, json, pixel
+    dialect: str = ""
+    raw: str = ""  # what was sent, secrets removed
+    status: str = ""  # what the sender says it is, in our words; as it was said: `original_status`
+    original_status: str = ""
+    event_id: str = ""  # the sender's own name of an increment or a partial refund
+    refund_minor: int | None = None
+    remaining_minor: int | None = None  # what is left of the amount
+    revenue_minor: int | None = None  # what the advertiser says that it owes
+    payout_minor: int | None = None  # instead of what the terms say
+    customer_id: str = ""
+    coupon_code: str = ""
+    foreign_click: str = ""  # a click id that is not ours
+    adv: dict[str, str] = {}  # adv1..adv10
+
+
+class Intake(msgspec.Struct, tag_field="kind", tag="intake", kw_only=True, frozen=True, omit_defaults=True):
+    """An authenticated intake that is no conversion: rejected for `reason`, or of a test. Kept to be found, and to be
+    run again; the click is the one it proved, if it did."""
+
+    v: Literal[1]
+    intake_id: UUID
+    advertiser_id: int
+    result: Literal["rejected", "test"]
+    reason: str = ""
+    door: str = ""
+    dialect: str = ""
+    raw: str = ""
+    order_id: str = ""
+    click_uuid: UUID = NO_CLICK
+    click_class: int = 0
+    link_id: int = 0
+    offer_id: int = 0
+    partner_id: int = 0
 
 
 class Beat(msgspec.Struct, tag_field="kind", tag="beat", kw_only=True, frozen=True, omit_defaults=True):
@@ -80,7 +120,7 @@ class Probe(msgspec.Struct, tag_field="kind", tag="probe", kw_only=True, frozen=
     at_ms: int
 
 
-Event = Click | Conversion | Beat | Probe
+Event = Click | Conversion | Intake | Beat | Probe
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 

@@ -62,6 +62,16 @@ class Cap(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     offer_id: int = 0
 
 
+Scope = Literal["advertiser", "click", "offer", "programme"]
+
+
+class ScopeFrom(_Part, kw_only=True, frozen=True):
+    """What names an order of clicks from `valid_from` (ms) on."""
+
+    valid_from: int
+    scope: Scope
+
+
 class Domain(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A host that visitors come by. With `own_links` it has codes of its own, else those of the public URL; once it is
     `archived` it has none, because those of the public URL are other people's."""
@@ -85,6 +95,7 @@ class Link(_Config, kw_only=True, frozen=True, omit_defaults=True):
     fallback_url: str | None = None
     starts_ms: int | None = None
     ends_ms: int | None = None
+    test: bool = False
 
 
 class Offer(_Config, kw_only=True, frozen=True, omit_defaults=True):
@@ -107,6 +118,9 @@ class Offer(_Config, kw_only=True, frozen=True, omit_defaults=True):
     targeting: Targeting | None = None
     landings: tuple[Landing, ...] = ()
     caps: tuple[Cap, ...] = ()
+    scopes: tuple[ScopeFrom, ...] = ()
+    amount_max_minor: int | None = None
+    payout_override_max_minor: int | None = None
 
 
 class Partner(_Config, kw_only=True, frozen=True, omit_defaults=True):
@@ -121,8 +135,20 @@ class Partner(_Config, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Advertiser(_Config, kw_only=True, frozen=True, omit_defaults=True):
+    """Who may report conversions, how they are read (`dialect`, `decimal_separator`, `status_map`) and trusted: from
+    `networks` alone where there are any, signed with `signing_key`, by a page of `pixel_origins`."""
+
     id: int
     status: str
+    dialect: str = "clickdam"
+    decimal_separator: Literal["", ".", ","] = ""
+    status_map: dict[str, str] = {}
+    networks: tuple[str, ...] = ()
+    signing_key: str | None = None
+    signature_required: bool = False
+    postbacks_per_minute: int = 60_000
+    pixel_origins: tuple[str, ...] = ()
+    foreign_clicks_until_ms: int | None = None
 
 
 class Programme(_Config, kw_only=True, frozen=True, omit_defaults=True):

@@ -62,11 +62,14 @@ def refused(reason: Reason) -> str:
 
 
 class Result(StrEnum):
-    """What a conversion's receipt says."""
+    """What became of an intake. A receipt says accepted, duplicate or rejected; the intake log also the others."""
 
     ACCEPTED = "accepted"
+    CHANGED = "changed"  # it changed an order that was here
     DUPLICATE = "duplicate"
+    WAITING = "waiting"  # it changes an order that is not known yet
     REJECTED = "rejected"
+    TEST = "test"
 
 
 class Status(StrEnum):
@@ -75,3 +78,38 @@ class Status(StrEnum):
     APPROVED = "approved"
     PENDING = "pending"
     REJECTED = "rejected"
+    REVERSED = "reversed"
+
+
+class Held(StrEnum):
+    """Why a conversion is pending, or was rejected: the closed list of `reason` on a conversion. What a door refuses is
+    in schemas/errors.py."""
+
+    NONE = ""
+    # pending
+    DEFAULT = "awaits_approval"  # the offer's conversions are looked at first
+    SAID_PENDING = "said_pending"  # by the sender
+    PIXEL = "pixel"  # anybody can read a page's source
+    FLAGGED_CLICK = "flagged_click"
+    OVER_CAP_CLICK = "over_cap_click"
+    AMBIGUOUS_AMOUNT = "ambiguous_amount"
+    AMOUNT_MISSING = "amount_missing"
+    ABOVE_BOUND = "above_bound"
+    PAYOUT_ABOVE_BOUND = "payout_above_bound"
+    ABSURD_PAYOUT = "absurd_payout"
+    NO_TERMS = "no_terms"
+    NO_RATE = "no_rate"
+    UNKNOWN_CLICK = "unknown_click"  # parked until it is
+    OVER_CAP = "over_cap"
+    # rejected
+    NOT_YOUR_CLICK = "not_your_click"
+    CLICK_NEVER_EARNS = "click_never_earns"
+    BEFORE_CLICK = "before_click"
+    TOO_EARLY = "too_early"
+    AFTER_WINDOW = "after_window"
+    UNKNOWN_COUPON = "unknown_coupon"
+    COUPON_NOT_VALID = "coupon_not_valid"  # at that time
+    AFTER_DURATION = "after_duration"  # the customer is nobody's any more
+    NEGATIVE_AMOUNT = "negative_amount"
+    REVERSED_BEFORE_APPROVAL = "reversed_before_approval"
+    SAID_REJECTED = "said_rejected"

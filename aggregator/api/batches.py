@@ -49,7 +49,7 @@ INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency, valid
 SELECT offer_id, model, amount_minor, percent, currency, CASE WHEN is_first THEN '-infinity' ELSE clock_timestamp() END
 FROM unnest($1::int[], $2::text[], $3::bigint[], $4::numeric[], $5::text[], $6::bool[])
      AS added (offer_id, model, amount_minor, percent, currency, is_first)
-ON CONFLICT (offer_id, valid_from) DO UPDATE
+ON CONFLICT (offer_id, side, partner_id, event, valid_from) DO UPDATE
     SET model = excluded.model, amount_minor = excluded.amount_minor, percent = excluded.percent,
         currency = excluded.currency
 """

@@ -39,7 +39,7 @@ FROM offer_terms WHERE offer_id = $1 ORDER BY valid_from
 _ADD = f"""
 INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency, valid_from)
 VALUES ($1, $2, $3, $4, $5, coalesce($6::timestamptz, '-infinity'))
-ON CONFLICT (offer_id, valid_from) DO UPDATE
+ON CONFLICT (offer_id, side, partner_id, event, valid_from) DO UPDATE
     SET model = excluded.model, amount_minor = excluded.amount_minor, percent = excluded.percent,
         currency = excluded.currency
 RETURNING {_SHOWN}

@@ -11,7 +11,7 @@ from aggregator.conversions.terms import read_offers
 from aggregator.db.connect import Connection
 from aggregator.db.instants import at, quarter
 from schemas.click_id import uuid_ms
-from schemas.events import Conversion
+from schemas.events import Conversion, Intake
 from schemas.outcomes import Result, Status
 
 _INTAKE = """
@@ -49,19 +49,20 @@ class _Settled(NamedTuple):
     decision: Decision
 
 
-async def settle(db: Connection, conversions: Sequence[Conversion], shard: int) -> int:
+async def settle(db: Connection, intakes: Sequence[Conversion | Intake], shard: int) -> int:
     """Write what is new and answer how many orders that were.
 
     A copy of an intake vanishes; a further intake for an order is kept as its duplicate. Of several in one batch the
     first in the order of the log wins. Ids are written sorted, so that partitions side by side do not deadlock.
     """
+    conversions = [event for event in intakes if isinstance(event, Conversion)]
     if not conversions:
         return 0
-    intakes = await _take_in(db, conversions)
-    offers = await read_offers(db, (event.offer_id for event in intakes))
-    candidates = _first_by_order(intakes)
+    new = await _take_in(db, conversions)
+    offers = await read_offers(db, (event.offer_id for event in new))
+    candidates = _first_by_order(new)
     settled = await _write(db, [_Settled(event, decide(event, offers.get(event.offer_id))) for event in candidates])
-    await _mark_duplicates(db, intakes, settled)
+    await _mark_duplicates(db, new, settled)
     await _roll_up(db, settled, shard)
     return len(settled)
 

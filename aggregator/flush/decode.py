@@ -22,7 +22,7 @@ from aggregator.flush.batch import Entry, Record, records
 from aggregator.flush.click_rows import CLASS, ClickRow, are_uuid7, id_ms, id_of, row_of, sorted_once, spans
 from schemas import events, limits
 from schemas.click_id import uuid_ms
-from schemas.events import Beat, Click, Conversion, Event, Probe
+from schemas.events import Beat, Click, Conversion, Event, Intake, Probe
 from schemas.outcomes import ClickClass
 
 DAY_MS = 86_400_000
@@ -35,7 +35,7 @@ _Line = msgspec.defstruct(
     [(name, kind) if required else (name, kind, None) for name, kind, required in _FIELDS],
     tag_field="kind", tag="click", kw_only=True, frozen=True, gc=False,
 )  # fmt: skip
-_decode = msgspec.json.Decoder(_Line | Conversion | Beat | Probe).decode
+_decode = msgspec.json.Decoder(_Line | Conversion | Intake | Beat | Probe).decode
 
 
 class Refused(ValueError):
@@ -71,7 +71,7 @@ class Part:
     """What some entries hold, in the order of the log."""
 
     clicks: list[ClickRow] = field(default_factory=list)
-    conversions: list[Conversion] = field(default_factory=list)
+    conversions: list[Conversion | Intake] = field(default_factory=list)
     beats: list[Beat] = field(default_factory=list)
     dead: list[Dead] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ class Decoded:
     window: Window
     clicks: list[ClickRow]
     counted: rollup.Counts
-    conversions: list[Conversion]
+    conversions: list[Conversion | Intake]
     beats: list[Beat]
     dead: list[Dead]
 
@@ -134,7 +134,7 @@ def part_of(good: Iterable[Good]) -> Part:
         match event:
             case Click():
                 part.clicks.append(row_of(event))
-            case Conversion():
+            case Conversion() | Intake():
                 part.conversions.append(event)
             case Beat():
                 part.beats.append(event)
@@ -171,7 +171,7 @@ def _in_bulk(entries: Sequence[Entry], window: Window) -> Part | None:
         return None
     if not _are_ordinary(rows, window):
         return None
-    conversions = [one for one in others if type(one) is Conversion]
+    conversions = [one for one in others if type(one) in (Conversion, Intake)]
     return Part(rows, conversions, [one for one in others if type(one) is Beat])
 
 
@@ -217,6 +217,8 @@ def _check(event: Event, window: Window) -> None:
             _check_id(event.intake_id, window)
             _check_class(event.click_class)
             _check_times(event.event_at_ms, uuid_ms(event.click_uuid))
+        case Intake():
+            _check_id(event.intake_id, window)
         case Beat():
             _check_times(event.at_ms, event.complete_to_ms)
             _check_acked(event.acked)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import events
-from schemas.events import Beat, Click, Conversion
+from schemas.events import Beat, Click, Conversion, Intake
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 U32 = st.integers(0, 2**32 - 1)
@@ -25,6 +25,12 @@ EVENTS = st.one_of(
         Conversion, v=st.just(1), intake_id=st.uuids(), conversion_id=st.uuids(), click_uuid=st.uuids(),
         click_class=st.integers(0, 5), link_id=U32, offer_id=U32, partner_id=U32, advertiser_id=U32, event=TEXT,
         order_id=TEXT, event_at_ms=st.integers(0, 2**48), amount_minor=st.none() | SIGNED, currency=TEXT, reason=TEXT,
+        former_id=st.none() | st.uuids(), raw=TEXT, status=TEXT, event_id=TEXT, refund_minor=st.none() | SIGNED,
+        revenue_minor=st.none() | SIGNED, foreign_click=TEXT, adv=st.dictionaries(TEXT, TEXT, max_size=2),
+    ),
+    st.builds(
+        Intake, v=st.just(1), intake_id=st.uuids(), advertiser_id=U32, result=st.sampled_from(["rejected", "test"]),
+        reason=TEXT, raw=TEXT, order_id=TEXT, click_uuid=st.uuids(), click_class=st.integers(0, 5), offer_id=U32,
     ),
     st.builds(
         Beat, v=st.just(1), edge=TEXT, incarnation=TEXT, state=st.sampled_from(["open", "beat", "closed"]),

@@ -318,7 +318,8 @@ async def test_terms_that_cannot_be_are_refused_by_field(admin: Any, made: Any, 
 
 async def test_an_offer_has_room_for_so_many_terms(admin: Any, made: Any, db: Connection) -> None:
     await db.execute(
-        "INSERT INTO offer_terms SELECT $1, now() - make_interval(days => n), 'cpa', 1, NULL, 'EUR'"
+        "INSERT INTO offer_terms (offer_id, valid_from, model, amount_minor, currency)"
+        " SELECT $1, now() - make_interval(days => n), 'cpa', 1, 'EUR'"
         " FROM generate_series(1, $2) AS n",
         made.offer_id, limits.TERMS_PER_OFFER_MAX - 1,
     )  # fmt: skip
