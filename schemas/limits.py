@@ -80,7 +80,8 @@ PUBLISH_TIMEOUT_S = 2.0  # the publisher and the API's own publish; beyond it th
 
 # The link cache
 L1_ENTRIES_MAX = 130_000  # per process, about 130 MB; a hundred thousand links, their offers and partners
-L1_REFRESH_S = 60.0  # the belt to the invalidation stream's braces, jittered by a quarter
+L1_LIFE_S = 120.0  # the belt to the invalidation stream's braces, jittered by a quarter
+L1_AHEAD = 0.5  # of its life, in which an entry that is used is refreshed while nobody waits: about once a minute
 L1_BROKEN_S = 3.0  # how long an entry fetched while the stream is broken is good for
 NEGATIVE_S = 0.250  # an unknown code is remembered this long
 NEGATIVE_ENTRIES_MAX = 10_000  # a storm of unknown codes stays bounded

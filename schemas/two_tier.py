@@ -26,10 +26,13 @@ class SecondTierAway(Exception):
 
 @dataclass(slots=True)
 class Entry(Generic[V]):
-    """A value that is held. Who keeps the entry asks `are_fresh` whether it still is what `fresh` would say."""
+    """A value that is held. Who keeps the entry asks `are_fresh` whether it still is what `fresh` would say. From
+    `refresh_at` on whoever uses it has it asked for again, without waiting."""
 
+    key: Any
     value: V | None
     generation: int
+    refresh_at: float
     expires: float
 
 
@@ -52,7 +55,8 @@ class TwoTier(Generic[K, V]):
 
     `life_s(value)` is how long a value is fresh (a little less: not all shall expire together), `negative_s` how long
     an absence is remembered; at most `entries_max` values and `negative_entries_max` absences are held. For `retry_s`
-    after a failed fetch what is held is used without asking.
+    after a failed fetch what is held is used without asking. In the last `ahead` of its life (a share of it) a value
+    that is used is fetched again by `refresh`, while nobody waits.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class TwoTier(Generic[K, V]):
         waiting_max: int,
         fetches_max: int = 1,
         retry_s: float = 0.0,
+        ahead: float = 0.0,
         negative_s: float = 0.0,
         negative_entries_max: int = 1,
         clock: Callable[[], float] = time.monotonic,
@@ -78,6 +83,7 @@ class TwoTier(Generic[K, V]):
         self._waiting_max = waiting_max
         self._fetches_max = fetches_max
         self._retry_s = retry_s
+        self._ahead = ahead
         self._clock = clock
         self._entries: dict[K, Entry[V]] = {}
         self._absent: dict[K, Entry[V]] = {}
@@ -85,6 +91,7 @@ class TwoTier(Generic[K, V]):
         self._under_way: dict[K, _Answer[V]] = {}
         self._fetching = 0
         self._room = asyncio.Event()  # set when a fetch is over, and then replaced
+        self._due = asyncio.Event()
         self._generation = 0
         self._retry_at = 0.0
         self.fetches = 0
@@ -103,10 +110,29 @@ class TwoTier(Generic[K, V]):
     def are_fresh(self, entries: Iterable[Entry[V]]) -> bool:
         """Whether the values of these entries may be used without asking."""
         generation, now = self._generation, self._clock()
-        for entry in entries:  # noqa: SIM110 - every click comes by here, and a generator takes twice as long
-            if entry.generation != generation or entry.expires <= now:
+        for entry in entries:
+            if entry.generation != generation or (entry.refresh_at <= now and not self._is_good_till_refreshed(entry)):
                 return False
         return True
+
+    def _is_good_till_refreshed(self, entry: Entry[V]) -> bool:
+        """Whether the value may still be used, though it is time to ask again: which is begun here."""
+        now = self._clock()
+        if entry.expires <= now:
+            return False
+        if len(self._wanted) < self._waiting_max and not self._is_put_off(entry.key):
+            entry.refresh_at = entry.expires  # once is enough
+            self._wanted.setdefault(entry.key, _Answer())
+            self._due.set()
+        return True
+
+    async def refresh(self) -> None:
+        """Ask again for what is used and grows old, until cancelled; together with whatever else is wanted."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            while self._wanted:
+                await (self._fetch_wanted() if self._fetching < self._fetches_max else self._room.wait())
 
     def held(self, key: K) -> V | None:
         """The value this process holds, be it fresh or not."""
@@ -230,15 +256,20 @@ class TwoTier(Generic[K, V]):
             return {}
 
     def _hold(self, key: K, value: V | None, generation: int) -> None:
-        now = self._clock()
-        _end(self._entries.pop(key, None))
+        now, held = self._clock(), self._entries.pop(key, None)
         if value is None:
+            _end(held)
             _bound(self._absent, self._negative_entries_max)
-            self._absent[key] = Entry(None, generation, now + self._negative_s)
-        else:
+            expires = now + self._negative_s
+            self._absent[key] = Entry(key, None, generation, expires, expires)
+            return
+        life_s = self._life_s(value) * random.uniform(0.75, 1.0)  # noqa: S311
+        if held is None or held.value != value:  # else who keeps the entry may go on with it
+            _end(held)
             _bound(self._entries, self._entries_max)
-            life_s = self._life_s(value) * random.uniform(0.75, 1.0)  # noqa: S311
-            self._entries[key] = Entry(value, generation, now + life_s)
+            held = Entry(key, value, generation, 0.0, 0.0)
+        held.generation, held.refresh_at, held.expires = generation, now + life_s * (1 - self._ahead), now + life_s
+        self._entries[key] = held
 
 
 def _bound(entries: dict[Any, Any], entries_max: int) -> None:

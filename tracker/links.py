@@ -39,7 +39,8 @@ class LinkCache:
         self.tier: TwoTier[str, Config] = TwoTier(
             self._fetch,
             entries_max=limits.L1_ENTRIES_MAX,
-            life_s=lambda _: limits.L1_REFRESH_S if self.stream_healthy else limits.L1_BROKEN_S,
+            life_s=lambda _: limits.L1_LIFE_S if self.stream_healthy else limits.L1_BROKEN_S,
+            ahead=limits.L1_AHEAD,
             keys_max=limits.FETCH_KEYS_MAX,
             waiting_max=limits.FETCH_WAITING_MAX,
             retry_s=limits.FETCH_RETRY_S,
@@ -215,5 +216,5 @@ async def caching_links(redis_url: str) -> AsyncIterator[LinkCache]:
     """A link cache that follows the invalidation stream."""
     async with reading(redis_url) as reads, listening(redis_url) as listens:
         cache = LinkCache(reads)
-        async with running("invalidation-stream", cache.follow(listens)):
+        async with running("invalidation-stream", cache.follow(listens)), running("refresh", cache.tier.refresh()):
             yield cache

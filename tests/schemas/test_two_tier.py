@@ -1,6 +1,7 @@
 """The cache in two tiers: one fetch however many ask, fresh means fresh, stale only when there is nothing better."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,8 +14,9 @@ class Tier:
     """A second tier that the test fills, breaks, holds up and counts; and a clock that it turns."""
 
     def __init__(
-        self, *, entries_max: int = 100, keys_max: int = 100, waiting_max: int = 1_000, fetches_max: int = 1
-    ) -> None:
+        self, *, entries_max: int = 100, keys_max: int = 100, waiting_max: int = 1_000, fetches_max: int = 1,
+        ahead: float = 0.0,
+    ) -> None:  # fmt: skip
         self.values: dict[str, str] = {"a": "1"}
         self.away = False
         self.cannot_tell: set[str] = set()
@@ -25,7 +27,7 @@ class Tier:
         self.cache: TwoTier[str, str] = TwoTier(
             self.fetch, entries_max=entries_max, life_s=lambda _: self.life_s, negative_s=0.25, negative_entries_max=50,
             keys_max=keys_max, waiting_max=waiting_max, fetches_max=fetches_max, retry_s=RETRY_S,
-            clock=lambda: self.now,
+            ahead=ahead, clock=lambda: self.now,
         )  # fmt: skip
 
     async def fetch(self, keys: list[str]) -> dict[str, str | None]:
@@ -340,3 +342,75 @@ async def test_the_oldest_give_way_and_room_is_made_for_several_at_once() -> Non
         held.append(len(tier.cache))
     assert (min(held[1_000:]), max(held)) == (991, 1_000)
     assert [tier.cache.fresh(str(n)) for n in (1_999, 2_010, 2_999)] == [None, "2010", "2999"]
+
+
+@pytest.fixture
+async def refreshing() -> AsyncIterator[Tier]:
+    """A tier that refreshes what is used in the second half of its life."""
+    tier = Tier(ahead=0.5)
+    refresh = asyncio.create_task(tier.cache.refresh())
+    yield tier
+    refresh.cancel()
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_used_and_grows_old_is_fetched_again_while_nobody_waits(refreshing: Tier) -> None:
+    await refreshing.cache.get("a")
+    refreshing.values["a"] = "2"
+    refreshing.now += 31
+    assert [refreshing.cache.fresh("a") for _ in range(100)] == ["1"] * 100
+    await settled()
+    assert refreshing.cache.fresh("a") == "2"
+    assert refreshing.asked == [["a"], ["a"]]
+
+
+async def test_what_is_not_used_is_not_refreshed_and_its_life_ends(refreshing: Tier) -> None:
+    await refreshing.cache.get("a")
+    refreshing.now += 61
+    await settled()
+    assert refreshing.asked == [["a"]]
+    assert refreshing.cache.fresh("a") is None
+
+
+async def test_a_refreshed_value_that_is_the_same_stays_the_entry_that_others_keep(refreshing: Tier) -> None:
+    await refreshing.cache.get("a")
+    entry = refreshing.cache.entry("a")
+    assert entry is not None
+    for _ in range(5):
+        refreshing.now += 31
+        assert refreshing.cache.are_fresh([entry])
+        await settled()
+    assert refreshing.cache.entry("a") is entry
+    refreshing.values["a"] = "2"
+    refreshing.now += 31
+    assert refreshing.cache.are_fresh([entry])
+    await settled()
+    assert not refreshing.cache.are_fresh([entry])
+
+
+async def test_a_change_is_not_served_because_a_refresh_is_under_way(refreshing: Tier) -> None:
+    await refreshing.cache.get("a")
+    refreshing.now += 31
+    refreshing.open.clear()
+    assert refreshing.cache.fresh("a") == "1"
+    await settled()
+    refreshing.values["a"] = "2"
+    refreshing.cache.void("a")
+    assert refreshing.cache.fresh("a") is None
+    refreshing.open.set()
+    assert await refreshing.cache.get("a") == "2"
+
+
+async def test_a_refresh_that_fails_is_tried_again_and_serves_no_longer_than_its_life(refreshing: Tier) -> None:
+    await refreshing.cache.get("a")
+    refreshing.now += 31
+    refreshing.away = True
+    assert refreshing.cache.fresh("a") == "1"
+    await settled()
+    refreshing.now += 30
+    assert refreshing.cache.fresh("a") is None
+    assert await refreshing.cache.get("a") == "1", "stale, because nothing better is to be had"
