@@ -147,6 +147,7 @@ class Advertiser(_Config, kw_only=True, frozen=True, omit_defaults=True):
     signing_key: str | None = None
     signature_required: bool = False
     postbacks_per_minute: int = 60_000
+    pixel_key: str | None = None  # no secret: it lies in the source of pages
     pixel_origins: tuple[str, ...] = ()
     foreign_clicks_until_ms: int | None = None
 
@@ -162,7 +163,7 @@ class Programme(_Config, kw_only=True, frozen=True, omit_defaults=True):
 
 
 class Reference(_Config, kw_only=True, frozen=True, omit_defaults=True):
-    """The offer or partner that a published link means by a name."""
+    """The offer or partner that a published link means by a name; the advertiser of a pixel key."""
 
     id: int
 
@@ -171,6 +172,8 @@ Config = Link | Offer | Partner | Advertiser | Programme | Reference
 _DECODERS: dict[str, msgspec.json.Decoder[Config]] = {
     "programme": msgspec.json.Decoder(Programme),
     "advertiser": msgspec.json.Decoder(Advertiser),
+    "advertiser_id": msgspec.json.Decoder(Advertiser),
+    "pixel": msgspec.json.Decoder(Reference),
     "partner": msgspec.json.Decoder(Partner),
     "offer": msgspec.json.Decoder(Offer),
     "offer_ref": msgspec.json.Decoder(Reference),

@@ -35,6 +35,16 @@ def advertiser(token_sha256_hex: str) -> str:
     return f"advertiser:{token_sha256_hex}"
 
 
+def advertiser_by_id(advertiser_id: int) -> str:
+    """The same config, for whoever comes without its token: by a click's offer, or from a page."""
+    return f"advertiser_id:{advertiser_id}"
+
+
+def pixel(pixel_key: str) -> str:
+    """Whose pixel this was when it was published; whose it is, the advertiser's own `pixel_key` says."""
+    return f"pixel:{pixel_key}"
+
+
 def rate(api_key_id: int) -> str:
     """Calls of a key in its minute, which the value does not outlive."""
     return f"rate:{api_key_id}"

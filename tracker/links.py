@@ -125,6 +125,15 @@ class LinkCache:
         found = await self._get(redis_keys.advertiser(token_sha256_hex))
         return found if isinstance(found, Advertiser) else None
 
+    async def advertiser_by_id(self, advertiser_id: int) -> Advertiser | None:
+        found = await self._get(redis_keys.advertiser_by_id(advertiser_id))
+        return found if isinstance(found, Advertiser) else None
+
+    async def advertiser_by_pixel(self, pixel_key: str) -> Advertiser | None:
+        """Whose pixel key this is now; one that was replaced is nobody's."""
+        found = await self.advertiser_by_id(await self._referred(redis_keys.pixel(pixel_key)))
+        return found if found and found.pixel_key == pixel_key else None
+
     async def is_warm(self) -> bool:
         """Whether Redis has been reached and its set of links is whole."""
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Literal
 
@@ -37,7 +37,11 @@ ARRAY(SELECT offer_id FROM approval WHERE partner_id = partner.id AND approval.s
 _HOST = "CASE WHEN own_links THEN host END AS host"
 _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "programme": ("timezone", "currency", "fallback_url", _DOMAINS, _BLOCKS.format(scope="partner_id IS NULL")),
-    "advertiser": ("status", "encode(token_sha256, 'hex') AS token"),
+    "advertiser": (
+        "status", "encode(token_sha256, 'hex') AS token", "dialect", "decimal_separator", "status_map", "networks",
+        "signing_key", "signature_required", "postbacks_per_minute", "pixel_key", "pixel_origins",
+        "foreign_clicks_until",
+    ),
     "replaced_token": ("'archived' AS status", "encode(token_sha256, 'hex') AS token", "advertiser_id AS target_id"),
     "partner": (
         "name", "status", _OFFERS,
@@ -46,15 +50,19 @@ _COLUMNS: dict[Kind, tuple[str, ...]] = {
     "offer": (
         "advertiser_id", "name", "status", "destination_url", "currency", "access", "fallback_url",
         "click_id_parameter", "deep_link_hosts", "pass_parameters", "starts_at", "ends_at", "timezone", "targeting",
-        "landings", _CAPS.format(scope="partner_id IS NULL AND offer_id = offer.id"),
+        "landings", "scopes", "amount_max_minor", "payout_override_max_minor",
+        _CAPS.format(scope="partner_id IS NULL AND offer_id = offer.id"),
     ),
     "reference": ("kind", "name", "target_id"),
     "link": (
         "code", _HOST, "offer_id", "partner_id", "link.status", "destination_url", "link.fallback_url", "starts_at",
-        "ends_at",
+        "ends_at", "link.test",
     ),
 }  # fmt: skip
 _FROM: dict[Kind, str] = {"link": "link LEFT JOIN domain ON domain.id = domain_id"}
+_TIMES = (
+    ("starts_at", "starts_ms"), ("ends_at", "ends_ms"), ("foreign_clicks_until", "foreign_clicks_until_ms")
+)  # fmt: skip
 # In the order in which a click needs them: a link is of no use before its offer is there.
 SELECT: dict[Kind, str] = {
     kind: f"SELECT {kind}.id, {kind}.version, {', '.join(columns)} FROM {_FROM.get(kind, kind)}"  # noqa: S608
@@ -74,11 +82,10 @@ def entries(kind: Kind, rows: Iterable[Row], epoch: int) -> dict[str, links.Conf
     A row that is no config, because a later version of us or somebody's hand wrote it, is told about and left out:
     what was published of it before stays, and all others go on.
     """
-    key, config = _ENTRY[kind]
     made: dict[str, links.Config] = {}
     for row in rows:
         try:
-            made[key(row)] = msgspec.convert(_fields(row, epoch), config)
+            made |= {key: msgspec.convert(_fields(row, epoch), config) for key, config in _ENTRIES[kind](row)}
         except msgspec.ValidationError as error:
             metrics.UNREADABLE_ROWS.inc()
             log.error("row_unreadable", kind=kind, id=row["id"], error=str(error))
@@ -88,7 +95,7 @@ def entries(kind: Kind, rows: Iterable[Row], epoch: int) -> dict[str, links.Conf
 def _fields(row: Row, epoch: int) -> dict[str, Any]:
     """A row as its config names it; columns that a config has not are ignored."""
     fields: dict[str, Any] = {**row, "v": (epoch, row["version"])}
-    for column, field in (("starts_at", "starts_ms"), ("ends_at", "ends_ms")):
+    for column, field in _TIMES:
         if column in fields:
             fields[field] = _ms(fields[column])
     if "target_id" in fields:
@@ -105,12 +112,20 @@ def _reference_key(row: Row) -> str:
     return named(row["name"])
 
 
-_ENTRY: dict[Kind, tuple[Callable[[Row], str], Any]] = {
-    "programme": (lambda _: redis_keys.PROGRAMME, links.Programme),
-    "advertiser": (lambda row: redis_keys.advertiser(row["token"]), links.Advertiser),
-    "replaced_token": (lambda row: redis_keys.advertiser(row["token"]), links.Advertiser),
-    "partner": (lambda row: redis_keys.partner(row["id"]), links.Partner),
-    "offer": (lambda row: redis_keys.offer(row["id"]), links.Offer),
-    "reference": (_reference_key, links.Reference),
-    "link": (lambda row: redis_keys.link(row["code"], row["host"] or ""), links.Link),
+def _advertiser_entries(row: Row) -> Iterator[tuple[str, type[links.Config]]]:
+    yield redis_keys.advertiser(row["token"]), links.Advertiser
+    yield redis_keys.advertiser_by_id(row["id"]), links.Advertiser
+    if row["pixel_key"] is not None:
+        yield redis_keys.pixel(row["pixel_key"]), links.Reference
+
+
+# The keys that a row is published under, and as what.
+_ENTRIES: dict[Kind, Callable[[Row], Iterable[tuple[str, type[links.Config]]]]] = {
+    "programme": lambda _: [(redis_keys.PROGRAMME, links.Programme)],
+    "advertiser": _advertiser_entries,
+    "replaced_token": lambda row: [(redis_keys.advertiser(row["token"]), links.Advertiser)],
+    "partner": lambda row: [(redis_keys.partner(row["id"]), links.Partner)],
+    "offer": lambda row: [(redis_keys.offer(row["id"]), links.Offer)],
+    "reference": lambda row: [(_reference_key(row), links.Reference)],
+    "link": lambda row: [(redis_keys.link(row["code"], row["host"] or ""), links.Link)],
 }

@@ -64,9 +64,16 @@ def configs() -> dict[str, Config]:
         redis_keys.partner(1): Partner(v=(1, 1), id=1, name="Partner", status="active"),
         **{redis_keys.offer_reference(name): Reference(v=(1, 1), id=1) for name in ("1", "77")},
         **{redis_keys.partner_reference(name): Reference(v=(1, 1), id=1) for name in ("1", "acme")},
-        redis_keys.advertiser(digest(TOKEN)): Advertiser(v=(1, 1), id=1, status="active"),
-        redis_keys.advertiser(digest(OTHER_TOKEN)): Advertiser(v=(1, 1), id=2, status="active"),
+        **advertiser(),
+        **advertiser(2, OTHER_TOKEN),
     }
+
+
+def advertiser(advertiser_id: int = 1, token: str = TOKEN, **fields: Any) -> dict[str, Config]:
+    """An advertiser under all its keys."""
+    made = Advertiser(id=advertiser_id, **{"v": (1, 1), "status": "active"} | fields)
+    pixel = {redis_keys.pixel(made.pixel_key): Reference(v=made.v, id=made.id)} if made.pixel_key else {}
+    return {redis_keys.advertiser(digest(token)): made, redis_keys.advertiser_by_id(advertiser_id): made, **pixel}
 
 
 @dataclass(slots=True)

@@ -209,6 +209,8 @@ def test_anything_else_is_no_code(code: str) -> None:
         (redis_keys.link("a"), links.Link(v=(1, 2), id=1, code="a", offer_id=2, partner_id=3, status="active")),
         (redis_keys.partner(1), links.Partner(v=(1, 2), id=1, name="ü", status="active")),
         (redis_keys.advertiser("ab"), links.Advertiser(v=(1, 2), id=1, status="active")),
+        (redis_keys.advertiser_by_id(1), links.Advertiser(v=(1, 2), id=1, status="active", networks=("::/0",))),
+        (redis_keys.pixel("ab"), links.Reference(v=(1, 2), id=1)),
         (redis_keys.PROGRAMME, links.Programme(v=(1, 2), timezone="UTC", currency="EUR")),
     ],
 )
