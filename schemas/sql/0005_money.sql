@@ -80,6 +80,7 @@ CREATE TABLE customer (
     offer_id       int NOT NULL,
     partner_id     int NOT NULL,
     click_id       uuid,
+    click_class    smallint NOT NULL DEFAULT 0,
     bound_at       timestamptz NOT NULL,
     PRIMARY KEY (advertiser_id, customer_id)
 );
