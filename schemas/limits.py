@@ -198,6 +198,17 @@ AUDIT_ROWS_MAX = 200  # acts in one answer; the next page has a cursor
 SOURCE_MAX = 300  # characters of a source: a topic's name has at most 249, its id 32
 REPORT_ROWS_MAX = 1_000  # rows in one answer; the next page has a cursor
 
+POSTBACKS_PER_MINUTE = 60_000  # that an edge process takes of an advertiser: a thousand a second, all day long
+POSTBACKS_PER_MINUTE_MAX = 6_000_000  # ten times what a process can answer
+STATUSES_MAX = 100  # words that an advertiser says instead of our four; they lie in its value
+STATUS_MAX = 64  # characters of such a word
+NETWORKS_MAX = 100  # that an advertiser sends from; each of its postbacks is held against all of them
+PIXEL_ORIGINS_MAX = 100  # pages of an advertiser: a shop with a host in every country has fewer
+SCOPES_PER_OFFER_MAX = 20  # they lie in the offer's value, and nobody changes them often
+CLICK_WINDOW_DAYS_MAX = 365  # the longest window: what an order is named by looks back so far
+AUTO_APPROVE_DAYS_MAX = 365  # a hold of a year is a promise that nobody believes
+DURATION_MONTHS_MAX = 1_200  # a hundred years, for those who mean for ever
+
 # Import and export
 IMPORT_ROWS_MAX = 100_000  # of one POST; half a minute of work, and the keys of its rows are held in memory, 20 MB
 IMPORT_BYTES_MAX = 128 * 1024 * 1024  # of one POST; 100,000 rows with every URL filled come to about 60 MB
