@@ -43,7 +43,12 @@ def major_to_minor(text: str, currency: str) -> int:
 
 def percent_of(amount_minor: int, percent: Decimal) -> int:
     """A share of an amount in minor units, rounded HALF_UP."""
-    return round_minor(_EXACT.multiply(Decimal(amount_minor), percent).scaleb(-2, _EXACT))
+    return round_minor(share_of(Decimal(amount_minor), percent))
+
+
+def share_of(amount: Decimal, percent: Decimal) -> Decimal:
+    """The same of an amount that is not rounded yet, and not rounded."""
+    return _EXACT.multiply(amount, percent).scaleb(-2, _EXACT)
 
 
 def round_minor(amount: Decimal) -> int:
