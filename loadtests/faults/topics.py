@@ -88,7 +88,7 @@ async def read(settings: LogSettings, topic: str) -> list[Found]:
         for partition, end in (await consumer.end_offsets(consumer.assignment())).items():
             while await consumer.position(partition) < end:
                 batch = await consumer.getmany(partition, timeout_ms=500)
-                found += [Found(one.partition, one.offset, one.value) for one in batch.get(partition, [])]
+                found += [Found(partition.partition, one.offset, one.value) for one in batch.get(partition, [])]
         return sorted(found)
     finally:
         await consumer.stop()
