@@ -13,21 +13,39 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from aggregator.api import idempotency, sheets
 from aggregator.api.batches import Outcome, carry_out
-from aggregator.api.calling import CALLER, Api, answer, flag
+from aggregator.api.calling import CALLER, Api, Caller, answer, flag
 from aggregator.api.destinations import own_urls
 from aggregator.api.idempotency import Answer, Asked, Replayed
-from aggregator.api.imported import SHEETS, Sheet, Wanted, read_wanted
+from aggregator.api.imported import SHEETS, Sheet, read_wanted
 from aggregator.api.sheets import Cutter, Header, Record
 from aggregator.db.connect import Pooled, acquire
 from schemas import limits
 from schemas.errors import Refused
+
+
+class Row(Protocol):
+    """A row that was read: its number in the file, from 1, and what tells it apart, by field."""
+
+    row: int
+
+    def named(self) -> list[tuple[str, tuple[Any, ...]]]: ...
+
+
+class Kind(NamedTuple):
+    """One kind of files. `check_columns` refuses a CSV file with a column that nobody would read; `read` makes a row of
+    its number and fields, which are cells of text where the file is CSV, given the URLs that nothing may lead back to;
+    `carry_out` does what a batch of rows says, in a transaction, for whoever calls, told where it came from."""
+
+    check_columns: Callable[[tuple[str, ...]], None]
+    read: Callable[[int, dict[str, Any], bool, tuple[str, ...]], Row]
+    carry_out: Callable[[Pooled, list[Any], Caller, str], Awaitable[Outcome]]
 
 
 @dataclass(slots=True)
@@ -35,7 +53,7 @@ class _Upload:
     """A file under way: what has come of it, what it amounts to."""
 
     request: web.Request
-    sheet: Sheet
+    kind: Kind
     cutter: Cutter
     dry_run: bool
     own: tuple[str, ...]
@@ -50,12 +68,17 @@ class _Upload:
 
 
 def into(name: str) -> Callable[[Api, web.Request], Awaitable[web.Response]]:
-    """The handler that imports rows of one kind."""
+    """The handler that imports rows of a table."""
+    return importing(_kind(SHEETS[name]))
+
+
+def importing(kind: Kind) -> Callable[[Api, web.Request], Awaitable[web.Response]]:
+    """The handler that imports files of one kind."""
 
     async def post(api: Api, request: web.Request) -> web.Response:
         """A file as `text/csv` or `application/x-ndjson`, `?dry_run=1` -> `{rows, created, updated, unchanged, failed,
         errors: [{row, field, code, message}], truncated, dry_run}`."""
-        upload = await _begin(api, request, SHEETS[name])
+        upload = await _begin(api, request, kind)
         try:
             while batch := await _next_batch(api, upload):
                 await _take(api, upload, batch)
@@ -66,7 +89,18 @@ def into(name: str) -> Callable[[Api, web.Request], Awaitable[web.Response]]:
     return post
 
 
-async def _begin(api: Api, request: web.Request, sheet: Sheet) -> _Upload:
+def _kind(sheet: Sheet) -> Kind:
+    async def carry(db: Pooled, rows: list[Any], caller: Caller, source: str) -> Outcome:
+        return await carry_out(db, sheet, rows, caller.actor, source)
+
+    return Kind(
+        sheet.check_columns,
+        lambda row, fields, is_text, own: read_wanted(sheet, row, fields, own, is_text=is_text),
+        carry,
+    )
+
+
+async def _begin(api: Api, request: web.Request, kind: Kind) -> _Upload:
     form = sheets.CONTENT_TYPES.get(request.content_type)
     if form is None:
         raise Refused("unsupported_media_type", f"send {' or '.join(sheets.CONTENT_TYPES)}", "Content-Type")
@@ -76,7 +110,7 @@ async def _begin(api: Api, request: web.Request, sheet: Sheet) -> _Upload:
     async with acquire(api.pool) as db:
         own = await own_urls(db, api.public_url)
     said = hashlib.sha256(f"{request.method} {request.path_qs} {form}\n".encode("utf-8", "surrogateescape"))
-    upload = _Upload(request, sheet, Cutter(form), dry_run, own, said)
+    upload = _Upload(request, kind, Cutter(form), dry_run, own, said)
     if form == "csv":
         await _read_header(upload)
     return upload
@@ -88,7 +122,7 @@ async def _read_header(upload: _Upload) -> None:
         raise Refused("bad_value", "this file is empty: its first line names the columns")
     text = upload.waiting.pop(0).text
     upload.header = sheets.read_header(text)
-    upload.sheet.check_columns(upload.header.names)
+    upload.kind.check_columns(upload.header.names)
     upload.said.update(f"{text}\n".encode("utf-8", "surrogateescape"))
 
 
@@ -138,13 +172,13 @@ async def _take(api: Api, upload: _Upload, batch: list[Record]) -> None:
 
 
 async def _carry_out(
-    db: Pooled, upload: _Upload, wanted: list[Wanted], refused: list[tuple[int, Refused]], asked: Asked | None
+    db: Pooled, upload: _Upload, wanted: list[Row], refused: list[tuple[int, Refused]], asked: Asked | None
 ) -> Outcome:
     async with _transaction(db, undone=upload.dry_run):
         if asked:
             await idempotency.begin(db, asked, secrets.token_bytes(32))
         source = f"import {asked.key if asked else 'sha256:' + upload.said.hexdigest()[:32]}"
-        outcome = await carry_out(db, upload.sheet, wanted, upload.request[CALLER].actor, source)
+        outcome = await upload.kind.carry_out(db, wanted, upload.request[CALLER], source)
         outcome.errors = sorted([*refused, *outcome.errors], key=lambda error: error[0])
         if asked:
             await idempotency.finish(db, asked, Answer(_kept(outcome)))
@@ -173,12 +207,13 @@ def _asked(upload: _Upload, first: int) -> Asked | None:
     return Asked(upload.request[CALLER].key_id, f"{key}/{first}", said.digest())
 
 
-def _read(upload: _Upload, batch: Iterable[Record], first: int) -> tuple[list[Wanted], list[tuple[int, Refused]]]:
-    wanted, refused = [], []
+def _read(upload: _Upload, batch: Iterable[Record], first: int) -> tuple[list[Row], list[tuple[int, Refused]]]:
+    wanted: list[Row] = []
+    refused: list[tuple[int, Refused]] = []
     for row, record in enumerate(batch, first):
         try:
             fields = sheets.read_row(record, upload.header)
-            read = read_wanted(upload.sheet, row, fields, upload.own, is_text=upload.header is not None)
+            read = upload.kind.read(row, fields, upload.header is not None, upload.own)
             _check_once(upload, read)
             wanted.append(read)
         except Refused as refusal:
@@ -186,7 +221,7 @@ def _read(upload: _Upload, batch: Iterable[Record], first: int) -> tuple[list[Wa
     return wanted, refused
 
 
-def _check_once(upload: _Upload, wanted: Wanted) -> None:
+def _check_once(upload: _Upload, wanted: Row) -> None:
     """Raises Refused for what an earlier row of the file has named already."""
     for field_name, named in wanted.named():
         before = upload.seen.setdefault((field_name, *named), wanted.row)
