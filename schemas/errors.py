@@ -2,7 +2,7 @@
 
 from typing import Any
 
-STATUS = {
+_CALLS = {
     "bad_request": 400,
     "bad_value": 400,
     "bad_json": 400,
@@ -24,7 +24,9 @@ STATUS = {
     "too_many_requests": 429,
     "internal": 500,
     "unavailable": 503,
-    # conversion doors: the reason on a `rejected` receipt
+}
+# Of a conversion door: the reason on a `rejected` receipt. docs/postbacks.md has the same list.
+REJECTIONS = {
     "bad_parameters": 400,
     "missing_click_id": 400,
     "bad_click_id": 400,
@@ -38,30 +40,45 @@ STATUS = {
     "bad_order_id": 400,
     "bad_event": 400,
     "bad_event_time": 400,
+    "bad_event_id": 400,
+    "bad_customer_id": 400,
+    "bad_coupon_code": 400,
+    "missing_order_id": 400,
+    "missing_event_id": 400,
+    "missing_currency": 400,
+    "unknown_status": 400,
+    "ignored_status": 200,  # as its sender asked
     "missing_token": 401,
     "wrong_token": 401,
+    "wrong_signature": 401,
+    "wrong_network": 403,
+    "wrong_origin": 403,
     "not_your_click": 403,
+    "not_from_a_page": 403,
     "unknown_key": 503,
     "not_durable": 503,
 }
+STATUS = _CALLS | REJECTIONS
 
 RETRY_AFTER_S = 2
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": str(RETRY_AFTER_S)}}
 
 
 class Refused(Exception):
-    """A request we will not carry out: a code of `STATUS`, a sentence for a person, the field if one is to blame."""
+    """A request we will not carry out: a code of `STATUS`, a sentence for a person, the field if one is to blame, when
+    to come again if that is known."""
 
-    def __init__(self, code: str, message: str = "", field: str | None = None) -> None:
+    def __init__(
+        self, code: str, message: str = "", field: str | None = None, retry_after_s: int | None = None
+    ) -> None:
         super().__init__(message or code)
         self.code = code
         self.status = STATUS[code]
         self.message = message or code.replace("_", " ")
         self.field = field
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return _HEADERS.get(self.status, {})
+        self.headers: dict[str, str] = (
+            _HEADERS.get(self.status, {}) if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+        )
 
     def body(self) -> dict[str, Any]:
         error = {"code": self.code, "message": self.message}

@@ -28,17 +28,29 @@ class AmbiguousAmount(ValueError):
     """`1,234` is a thousand in one country and one and a bit in another."""
 
 
-def major_to_minor(text: str, currency: str) -> int:
+def major_to_minor(text: str, currency: str, decimal_separator: str = "") -> int:
     """Minor units of a decimal string in major units, e.g. `49.90` EUR -> 4990.
 
-    A decimal comma is read where it cannot be a thousands separator (`12,34`). Raises AmbiguousAmount for `1,234`,
-    ValueError for what is no number or above the bound; a negative amount comes back negative.
+    A decimal comma is read where it cannot be a thousands separator (`12,34`). Where it is known what the sender's
+    `decimal_separator` is, the other mark may stand between thousands. Raises AmbiguousAmount for `1,234`, ValueError
+    for what is no number, OverflowError above the bound; a negative amount comes back negative.
     """
-    if _AMBIGUOUS.fullmatch(text):
+    if decimal_separator:
+        text = _without_thousands(text, decimal_separator)
+    elif _AMBIGUOUS.fullmatch(text):
         raise AmbiguousAmount(text)
     if not _DECIMAL.fullmatch(text):
         raise ValueError(text)
     return round_minor(Decimal(text.replace(",", ".")).scaleb(EXPONENT[currency], _EXACT))
+
+
+def _without_thousands(text: str, decimal_separator: str) -> str:
+    """`1.234,5` as `1234.5`, where the comma is said to be the decimal separator."""
+    whole, mark, decimals = text.partition(decimal_separator)
+    other = "," if decimal_separator == "." else "."
+    if other in decimals or (other in whole and not re.fullmatch(rf"-?\d{{1,3}}(\{other}\d{{3}})+", whole, re.ASCII)):
+        raise ValueError(text)
+    return f"{whole.replace(other, '')}{'.' if mark else ''}{decimals}"
 
 
 def percent_of(amount_minor: int, percent: Decimal) -> int:

@@ -12,13 +12,14 @@ from aiohttp import web
 
 from schemas import events, limits
 from schemas.click_id import uuid7_bytes
+from schemas.conversions import judging, reading
+from schemas.conversions.dialects import DIALECTS, OWN
+from schemas.conversions.posted import Posted
 from schemas.errors import Refused
 from schemas.events import Conversion
-from schemas.outcomes import Outcome, Result
-from tracker import intake
+from schemas.outcomes import ClickClass, Outcome, Result
 from tracker.doors.click import readable
 from tracker.edge import Edge
-from tracker.intake import Posted
 from tracker.links import NotReady
 
 COUNTED_AS = "conversion_"
@@ -34,9 +35,11 @@ class Receipt:
 
 async def postback(request: web.Request, edge: Edge) -> web.Response:
     """`GET|POST /postback?click_id&order_id&amount&currency&token`, parameters in the query or a form."""
-    params = intake.read_form(await _form(request))
+    form = await _form(request)
+    params = reading.read_form(form)
     try:
-        receipt = await take(edge, params.get("token", ""), intake.posted_form(params))
+        posted = reading.posted_form(params, DIALECTS[OWN], {})
+        receipt = await take(edge, params.get("token", ""), posted, "postback", reading.without_secrets(form))
     except Refused as refusal:
         receipt = rejection(edge, refusal)
     return answer(receipt, compat=params.get("compat") == "200")
@@ -64,24 +67,26 @@ async def conversions(request: web.Request, edge: Edge) -> web.Response:
 async def receive(edge: Edge, token: str, item: Any) -> Receipt:
     """One JSON conversion and its receipt."""
     try:
-        return await take(edge, token, intake.posted_json(item))
+        return await take(edge, token, reading.posted_json(item), "json", reading.without_secrets_json(item, {token}))
     except Refused as refusal:
         return rejection(edge, refusal)
 
 
-async def take(edge: Edge, token: str, posted: Posted) -> Receipt:
+async def take(edge: Edge, token: str, posted: Posted, door: str, raw: str) -> Receipt:
     """Judge one conversion, make it durable and say so. Raises Refused."""
     try:
-        advertiser = await edge.links.advertiser(intake.token_digest(token))
+        advertiser = await edge.links.advertiser(reading.token_digest(token))
         if advertiser is None or advertiser.status != "active":
             raise Refused("wrong_token", "this token is not known", "token")
-        click = intake.read_click(edge.keys, posted.click_id)
-        offer = await edge.links.offer(click.offer_id)
+        click = reading.read_click(edge.keys, posted.click_id)
+        if click and click.click_class is ClickClass.TEST:
+            raise Refused("click_never_earns", "the click was a test", "click_id")
+        offer = await edge.links.offer(click.offer_id) if click else None
     except NotReady:
         raise Refused("unavailable", "try again in a moment") from None
     now_ms = edge.clock.now_ms()
     intake_id = uuid7_bytes(now_ms, os.urandom(10))
-    event = intake.judge(posted, click, offer, advertiser.id, intake_id, now_ms)
+    event = judging.judge(posted, click, offer, advertiser, intake_id, now_ms, door=door, raw=raw)
     return await record(edge, event, now_ms)
 
 

@@ -1,0 +1,186 @@
+"""From the text of a request to what it says: parameters or JSON to `Posted`, and what of it may be kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from hashlib import sha256
+from typing import Any
+from urllib.parse import parse_qsl, unquote_plus
+
+import orjson
+
+from schemas import limits
+from schemas.click_id import ClickId, ClickKeys, Forged, NotAClickId, RetiredKey, UnknownKey
+from schemas.click_id import read as read_click_id
+from schemas.conversions.dialects import DIALECTS, IGNORED, OWN, Dialect, click_parameters, token_parameters
+from schemas.conversions.posted import Posted
+from schemas.errors import Refused
+
+ADV = tuple(f"adv{n}" for n in range(1, 11))
+JSON_FIELDS = frozenset(field.name for field in fields(Posted)) - {"original_status", "adv"} | frozenset(ADV)
+MONEY = ("amount", "revenue", "payout", "refund_amount", "remaining_amount")
+MASK = "***"
+_ENCODED_AT_MOST = 4
+
+
+def read_form(text: str) -> dict[str, str]:
+    """Query or form parameters by name. Raises Refused for too many, or for one that is said twice, differently."""
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=limits.QUERY_PARAMS_MAX)
+    except ValueError as error:
+        raise Refused("bad_parameters", f"the parameters cannot be read: {type(error).__name__}") from None
+    found: dict[str, str] = {}
+    for name, value in ((name.lower(), value) for name, value in pairs):
+        if found.setdefault(name, value) != value:
+            raise Refused("bad_parameters", f"{name[:64]!r} is given twice, with different values", name[:64])
+    return found
+
+
+def token_of(params: Mapping[str, str]) -> str:
+    """The advertiser's token, under any tracker's name for it; empty if there is none."""
+    return next((params[name] for name in token_parameters() if params.get(name)), "")
+
+
+def token_digest(token: str) -> str:
+    """How an advertiser's token is named in Redis. Raises Refused when there is none."""
+    if not token:
+        raise Refused("missing_token", "a token is needed", "token")
+    return sha256(token.encode(errors="replace")).hexdigest()
+
+
+def click_candidates(params: Mapping[str, str]) -> frozenset[str]:
+    """What may be a click id in a postback whose dialect is not known yet."""
+    return frozenset(value for name, value in params.items() if value and name in click_parameters())
+
+
+def posted_form(params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> Posted:
+    """What a postback's parameters say in `dialect`; those that we do not know are ignored, as senders expect.
+    `status_map` is the advertiser's own, in lower case. Raises Refused for a status that is unknown or to be ignored."""
+    said: dict[str, Any] = {}
+    ranks: dict[str, int] = {}
+    for name, value in params.items():
+        field, rank = dialect.fields.get(name, ("", 0))
+        if field and value and rank < ranks.get(field, limits.QUERY_PARAMS_MAX):
+            said[field], ranks[field] = value, rank
+    adv = {name: said.pop(name) for name in ADV if name in said}
+    if "event" in said:
+        said["event"] = dialect.events.get(said["event"], said["event"])
+    if "status" in said:
+        original = said["status"]
+        said |= {"original_status": original, "status": _status(original, params, dialect, status_map)}
+    return Posted(**said, adv=adv)
+
+
+def posted_json(item: Any) -> Posted:
+    """One JSON conversion. Raises Refused naming the field."""
+    if not isinstance(item, dict):
+        raise Refused("bad_parameters", "a conversion is an object")
+    for name, value in item.items():
+        if name not in JSON_FIELDS:
+            raise Refused("bad_parameters", f"unknown field {name[:64]!r}", name[:64])
+        wanted: type = int if name.endswith("_minor") else str
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            money = name.removesuffix("_minor") in MONEY
+            raise Refused("bad_amount" if money else "bad_parameters", f"{name} has a wrong type", name)
+    for name in MONEY:
+        if name in item and f"{name}_minor" in item:
+            raise Refused("bad_amount", f"{name} and {name}_minor exclude each other", name)
+    said = {name: value for name, value in item.items() if name not in ADV}
+    adv = {name: item[name] for name in ADV if item.get(name)}
+    if status := said.get("status"):
+        said |= {"original_status": status, "status": _status(status, {}, DIALECTS[OWN], {})}
+    return Posted(**said, adv=adv)
+
+
+def read_click(keys: ClickKeys, text: str) -> ClickId | None:
+    """The click of ours that a conversion names; None where there is no id, or one of another form than ours. Raises
+    Refused for what has our form and is not ours."""
+    try:
+        return read_click_id(keys, text)
+    except NotAClickId:
+        return None
+    except UnknownKey:
+        raise Refused("unknown_key", "the key of this click id is not known here yet", "click_id") from None
+    except RetiredKey:
+        raise Refused("retired_key", "the key of this click id is retired", "click_id") from None
+    except Forged:
+        raise Refused("forged_click_id", "this click id is not ours", "click_id") from None
+
+
+def without_secrets(text: str, known: Iterable[str] = ()) -> str:
+    """A query or form as it was sent, as far as it may be kept: without the values of secret parameters, wherever else
+    they (or one of `known`) or a secret's name stand in it, and at most `RAW_MAX` characters: cut, it ends in `…`."""
+    parts = [part.partition("=") for part in text.split("&")]
+    secrets = {*known, *(_decoded(value) for name, _, value in parts if _is_secret(name))} - {""}
+    return _cut("&".join(_masked(name, equals, value, secrets) for name, equals, value in parts))
+
+
+def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
+    """The same of one conversion in JSON; empty for what is no object. What is nested means nothing to us and goes."""
+    if not isinstance(item, dict):
+        return ""
+    secrets = {*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))} - {""}
+    return _cut(orjson.dumps(dict(_masked_json(name, value, secrets) for name, value in item.items())).decode())
+
+
+def _status(text: str, params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> str:
+    """Ours for a status as it was sent: as the advertiser's configuration says, else the postback, else the dialect."""
+    word = text.strip().lower()
+    found = status_map.get(word) or _listed(word, params, dialect) or dialect.statuses.get(word)
+    if not found:
+        raise Refused("unknown_status", f"{text[:32]!r} is no status that is known for this advertiser", "status")
+    if found == IGNORED:
+        raise Refused("ignored_status", f"{text[:32]!r} is to be ignored", "status")
+    return found
+
+
+def _listed(word: str, params: Mapping[str, str], dialect: Dialect) -> str | None:
+    for name, ours in dialect.status_lists.items():
+        if word in (part.strip() for part in params.get(name, "").lower().split(",")):
+            return ours
+    return None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+_SECRET = frozenset(_bare(name) for name in (*token_parameters(), "signature", "authorization"))
+_MENTIONS = re.compile(
+    rf"({'|'.join(sorted({*token_parameters(), 'signature', 'authorization', 'bearer'}))})[\"'\s\]]*[=:\s]",
+    re.IGNORECASE,
+)
+
+
+def _is_secret(name: str) -> bool:
+    return _bare(_decoded(name)) in _SECRET
+
+
+def _decoded(text: str) -> str:
+    for _ in range(_ENCODED_AT_MOST):
+        if "%" not in text and "+" not in text:
+            break
+        text = unquote_plus(text)
+    return text
+
+
+def _masked(name: str, equals: str, value: str, secrets: set[str]) -> str:
+    if _is_secret(name):
+        return f"{name}{equals}{MASK if equals else ''}"
+    return MASK if _tells(_decoded(f"{name}{equals}{value}"), secrets) else f"{name}{equals}{value}"
+
+
+def _masked_json(name: str, value: Any, secrets: set[str]) -> tuple[str, Any]:
+    if _is_secret(name) or isinstance(value, dict | list) or _tells(_decoded(str(value)), secrets):
+        value = MASK
+    return (MASK if _tells(_decoded(name), secrets) else name), value
+
+
+def _tells(text: str, secrets: set[str]) -> bool:
+    return bool(_MENTIONS.search(text)) or any(secret in text for secret in secrets)
+
+
+def _cut(raw: str) -> str:
+    return raw if len(raw) <= limits.RAW_MAX else f"{raw[: limits.RAW_MAX - 1]}…"
