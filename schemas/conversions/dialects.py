@@ -22,9 +22,10 @@ FOLDER = Path(__file__).parent / "dialects"
 class Dialect:
     """How one tracker's postbacks are written. `parameters`: field of Posted (or adv1..adv10) -> the names that may
     carry it, in lower case, the first that has a value counts. `statuses`: what it calls a status, in lower case ->
-    what that is to us, or `ignored`. `status_lists`: parameters that name further values of a status in the postback itself.
-    `events`: its name of an event -> ours. `answer`: the body that its senders expect of what was taken. `fields`:
-    parameters the other way round, name -> field and rank, our own names behind its where they mean nothing else to it.
+    what that is to us, or `ignored`. `status_lists`: parameters that name further values of a status in the postback
+    itself. `events`: its name of an event -> ours. `answer`: the body that its senders expect of what was taken.
+    `fields`: parameters the other way round, name -> field and rank, our own names behind its, where they mean nothing
+    else to it.
     """
 
     name: str

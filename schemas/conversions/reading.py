@@ -57,7 +57,7 @@ def click_candidates(params: Mapping[str, str]) -> frozenset[str]:
 
 def posted_form(params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> Posted:
     """What a postback's parameters say in `dialect`; those that we do not know are ignored, as senders expect.
-    `status_map` is the advertiser's own, in lower case. Raises Refused for a status that is unknown or to be ignored."""
+    `status_map` is the advertiser's own, in lower case. Raises Refused for a status that is not known, or ignored."""
     said: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     for name, value in params.items():
