@@ -6,15 +6,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import msgspec
 
+from aggregator.api.advertisers import with_pixel_key
 from aggregator.api.dates import check_order
 from aggregator.api.imported import Ref, Sheet, Wanted, new_values, terms_of
 from aggregator.api.references import check_held, held_names, refer_all
 from aggregator.api.rows import shown
+from aggregator.api.scopes import check_past
 from aggregator.api.writing import refusing_what_cannot_be
 from aggregator.db.connect import Database, Pooled, Row
 from aggregator.publish.outbox import enqueue_all
@@ -183,6 +186,10 @@ def _plan(sheet: Sheet, wanted: Wanted, found: _Found) -> _Plan:
     else:
         _check_fixed(sheet, wanted, before)
         values = {name: value for name, value in wanted.values.items() if before[name] != value}
+        if "scopes" in values:
+            check_past(before["scopes"], values["scopes"], datetime.now(UTC))
+        if sheet.kind == "advertiser":
+            values = with_pixel_key(values, before)
         if sheet.kind == "link" and "status" in values:
             values["paused_by_partner"] = False  # it is the operator's now
     if "starts_at" in sheet.columns:

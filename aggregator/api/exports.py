@@ -17,6 +17,7 @@ from aiohttp import web
 from aggregator.api import sheets
 from aggregator.api.calling import Api, flag
 from aggregator.api.rows import shown
+from aggregator.api.scopes import SHOWN as SCOPES
 from aggregator.api.sheets import Format
 from aggregator.db.connect import Row, acquire
 from schemas import limits
@@ -38,24 +39,32 @@ class Export(NamedTuple):
 EXPORTS = {
     "programme": Export("SELECT id, timezone, currency, fallback_url FROM programme"),
     "domains": Export("SELECT id, host, own_links, fallback_url, status, created_at FROM domain"),
-    "advertisers": Export("SELECT id, external_id, name, status, created_at FROM advertiser"),
+    "advertisers": Export("""
+        SELECT id, external_id, name, status, dialect, decimal_separator, status_map, duplicates, attribution, networks,
+               signature_required, postbacks_per_minute, pixel_origins, foreign_clicks_until, created_at
+        FROM advertiser
+    """),
     "partners": Export("SELECT id, external_id, name, status, created_at FROM partner"),
-    "offers": Export("""
+    "offers": Export(f"""
         SELECT offer.id, offer.external_id, advertiser_id, advertiser.external_id AS advertiser_external_id, offer.name,
                offer.status, destination_url, model AS "payout.model", amount_minor AS "payout.amount_minor",
                trim_scale(percent)::text AS "payout.percent", terms.currency AS "payout.currency", offer.currency,
                access, fallback_url, click_id_parameter, deep_link_hosts, pass_parameters, starts_at, ends_at, timezone,
-               targeting, landings, offer.created_at
+               targeting, landings, {SCOPES} AS scopes, click_window_days, min_conversion_s, default_status,
+               auto_approve_days, amount_max_minor, payout_override_max_minor, max_duration_months, offer.created_at
         FROM offer JOIN advertiser ON advertiser.id = advertiser_id
-        LEFT JOIN LATERAL (SELECT * FROM offer_terms WHERE offer_id = offer.id AND valid_from <= now()
+        LEFT JOIN LATERAL (SELECT * FROM offer_terms
+                           WHERE offer_id = offer.id AND valid_from <= now() AND side = 'payout'
+                             AND num_nulls(partner_id, event) = 2
                            ORDER BY valid_from DESC LIMIT 1) AS terms ON true
-    """),
+    """),  # noqa: S608 - our own names
     "terms": Export("""
-        SELECT offer_id, offer.external_id AS offer_external_id, nullif(valid_from, '-infinity') AS valid_from, model,
-               amount_minor, trim_scale(percent)::text AS percent, offer_terms.currency,
+        SELECT offer_terms.id, offer_id, offer.external_id AS offer_external_id, side, partner_id,
+               partner.external_id AS partner_external_id, event, nullif(valid_from, '-infinity') AS valid_from, model,
+               amount_minor, trim_scale(percent)::text AS percent, offer_terms.currency, tiers, marginal,
                CASE WHEN isfinite(valid_from) THEN extract(epoch FROM valid_from) ELSE -1e12 END AS _begins
-        FROM offer_terms JOIN offer ON offer.id = offer_id
-    """, ("offer_id", "_begins")),
+        FROM offer_terms JOIN offer ON offer.id = offer_id LEFT JOIN partner ON partner.id = partner_id
+    """, ("offer_id", "_begins", "id")),
     "approvals": Export("""
         SELECT offer_id, offer.external_id AS offer_external_id, partner_id,
                partner.external_id AS partner_external_id, approval.status, changed_at
@@ -64,13 +73,15 @@ EXPORTS = {
     "links": Export("""
         SELECT link.id, link.external_id, code, host AS domain, offer_id, offer.external_id AS offer_external_id,
                partner_id, partner.external_id AS partner_external_id, link.status, paused_by_partner,
-               link.destination_url, link.fallback_url, link.starts_at, link.ends_at, link.created_at
+               link.destination_url, link.fallback_url, link.starts_at, link.ends_at, link.test,
+               link.created_at
         FROM link JOIN offer ON offer.id = offer_id JOIN partner ON partner.id = partner_id
         LEFT JOIN domain ON domain.id = domain_id
     """),
     "caps": Export("""
         SELECT cap.id, offer_id, offer.external_id AS offer_external_id, partner_id,
-               partner.external_id AS partner_external_id, kind, period, amount, cap.currency, over_cap, cap.created_at
+               partner.external_id AS partner_external_id, kind, period, amount, cap.currency, over_cap,
+               over_cap_status, cap.created_at
         FROM cap LEFT JOIN offer ON offer.id = offer_id LEFT JOIN partner ON partner.id = partner_id
     """),
     "blocks": Export("""

@@ -40,6 +40,7 @@ class LinkRow(links.LinkChange):
     offer_external_id: ExternalId | UnsetType | None = UNSET
     partner_id: Id | UnsetType = UNSET
     partner_external_id: ExternalId | UnsetType | None = UNSET
+    test: bool | UnsetType = UNSET
 
 
 class Ref(NamedTuple):
@@ -99,7 +100,11 @@ class Sheet:
                 )
 
 
-def _plain(body: advertisers.AdvertiserChange | partners.PartnerChange, _: tuple[str, ...]) -> dict[str, Any]:
+def _advertiser(body: advertisers.AdvertiserChange, _: tuple[str, ...]) -> dict[str, Any]:
+    return advertisers.read(body)
+
+
+def _partner(body: partners.PartnerChange, _: tuple[str, ...]) -> dict[str, Any]:
     return given(body)
 
 
@@ -108,15 +113,15 @@ _OFFER = Ref("offer", "offer_id", "offer_external_id")
 _PARTNER = Ref("partner", "partner_id", "partner_external_id")
 _DOMAIN = Ref("domain", "domain_id", "domain")
 SHEETS: dict[str, Sheet] = {
-    "advertisers": Sheet("advertiser", advertisers.AdvertiserChange, _plain, advertisers.COLUMNS, ("name",)),
-    "partners": Sheet("partner", partners.PartnerChange, _plain, partners.COLUMNS, ("name",)),
+    "advertisers": Sheet("advertiser", advertisers.AdvertiserChange, _advertiser, advertisers.COLUMNS, ("name",)),
+    "partners": Sheet("partner", partners.PartnerChange, _partner, partners.COLUMNS, ("name",)),
     "offers": Sheet(
         "offer", OfferRow, offers.read, offers.COLUMNS,
         ("advertiser_id", "name", "destination_url", "payout"), ("advertiser_id",), (_ADVERTISER,),
     ),
     "links": Sheet(
         "link", LinkRow, links.read, links.COLUMNS, ("offer_id", "partner_id"),
-        ("code", "domain_id", "offer_id", "partner_id"), (_OFFER, _PARTNER, _DOMAIN),
+        ("code", "domain_id", "offer_id", "partner_id", "test"), (_OFFER, _PARTNER, _DOMAIN),
     ),
 }  # fmt: skip
 
@@ -155,6 +160,7 @@ def new_values(sheet: Sheet, wanted: Wanted) -> dict[str, Any]:
     if sheet.kind == "offer" and wanted.payout is not None:
         values.setdefault("currency", wanted.payout.currency)
     if sheet.kind == "advertiser":  # nobody knows this token: whoever needs it asks for a new one
+        values = advertisers.with_pixel_key(values, None)
         values["token_sha256"] = f"\\x{hashlib.sha256(secrets.token_bytes(32)).hexdigest()}"
     return values
 

@@ -24,7 +24,7 @@ from schemas.links import CODE
 
 COLUMNS = (
     "id", "code", "domain_id", "offer_id", "partner_id", "status", "paused_by_partner", "external_id",
-    "destination_url", "fallback_url", "starts_at", "ends_at", "created_at",
+    "destination_url", "fallback_url", "starts_at", "ends_at", "test", "created_at",
 )  # fmt: skip
 FILTERS: rows.Filters = {
     "partner_id": int, "offer_id": int, "status": str, "code": str, "external_id": str, "domain_id": int,

@@ -13,6 +13,8 @@ from aggregator.api.calling import PARAMETER, Api, Id, Name, given, path_id, rea
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.destinations import check_url, own_urls
 from aggregator.api.references import ExternalId, refer
+from aggregator.api.scopes import SHOWN as SCOPES
+from aggregator.api.scopes import ScopeFrom, check_past, read_scopes
 from aggregator.api.targeting import read_hosts, read_landings, read_targeting
 from aggregator.api.terms import Cpa, Cps
 from aggregator.api.writing import Change, changing, respond
@@ -23,13 +25,21 @@ from schemas.links import Landing, Targeting
 COLUMNS = (
     "id", "advertiser_id", "name", "status", "access", "external_id", "destination_url", "fallback_url", "currency",
     "click_id_parameter", "deep_link_hosts", "pass_parameters", "starts_at", "ends_at", "timezone", "targeting",
-    "landings", "created_at",
+    "landings", "scopes", "click_window_days", "min_conversion_s", "default_status", "auto_approve_days",
+    "amount_max_minor", "payout_override_max_minor", "max_duration_months", "created_at",
 )  # fmt: skip
 FILTERS: rows.Filters = {"status": str, "advertiser_id": int, "access": str, "external_id": str, "name": str}
 Access = Literal["open", "approval", "private"]
 Parameter = Annotated[str, msgspec.Meta(max_length=limits.PARAMETER_NAME_MAX, pattern=rf"\A{PARAMETER}\Z")]
 _SHOWN = (*COLUMNS, "payout")
-_OFFER = f"(SELECT offer.*, {terms.IN_FORCE} FROM offer) AS offer"  # noqa: S608
+_AS_THEY_ARE = ", ".join(name for name in (*COLUMNS, "version") if name != "scopes")
+_OFFER = f"(SELECT {_AS_THEY_ARE}, {SCOPES} AS scopes, {terms.IN_FORCE} FROM offer) AS offer"  # noqa: S608
+Days = Annotated[int, msgspec.Meta(ge=1, le=limits.CLICK_WINDOW_DAYS_MAX)]
+DaysOrAtOnce = Annotated[int, msgspec.Meta(ge=0, le=limits.AUTO_APPROVE_DAYS_MAX)]
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=limits.CLICK_WINDOW_DAYS_MAX * 86_400)]
+AmountMinor = Annotated[int, msgspec.Meta(ge=0, le=limits.AMOUNT_MINOR_MAX)]
+Months = Annotated[int, msgspec.Meta(ge=1, le=limits.DURATION_MONTHS_MAX)]
+DefaultStatus = Literal["approved", "pending"]
 
 
 class OfferBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,6 +62,14 @@ class OfferBody(msgspec.Struct, forbid_unknown_fields=True):
     timezone: str | None = None
     targeting: Targeting | None = None
     landings: list[Landing] = []
+    scopes: list[ScopeFrom] = []
+    click_window_days: Days = limits.CLICK_WINDOW_DAYS
+    min_conversion_s: Seconds = 0
+    default_status: DefaultStatus = "approved"
+    auto_approve_days: DaysOrAtOnce | None = None
+    amount_max_minor: AmountMinor | None = None
+    payout_override_max_minor: AmountMinor | None = None
+    max_duration_months: Months | None = None
 
 
 class OfferChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,6 +90,14 @@ class OfferChange(msgspec.Struct, forbid_unknown_fields=True):
     timezone: str | UnsetType | None = UNSET
     targeting: Targeting | UnsetType | None = UNSET
     landings: list[Landing] | UnsetType = UNSET
+    scopes: list[ScopeFrom] | UnsetType = UNSET
+    click_window_days: Days | UnsetType = UNSET
+    min_conversion_s: Seconds | UnsetType = UNSET
+    default_status: DefaultStatus | UnsetType = UNSET
+    auto_approve_days: DaysOrAtOnce | UnsetType | None = UNSET
+    amount_max_minor: AmountMinor | UnsetType | None = UNSET
+    payout_override_max_minor: AmountMinor | UnsetType | None = UNSET
+    max_duration_months: Months | UnsetType | None = UNSET
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
@@ -125,6 +151,8 @@ def read(body: OfferBody | OfferChange, own: tuple[str, ...]) -> dict[str, Any]:
         values["landings"] = read_landings(body.landings, own)
     if body.deep_link_hosts:
         values["deep_link_hosts"] = read_hosts(body.deep_link_hosts, own)
+    if body.scopes:
+        values["scopes"] = read_scopes(body.scopes)
     return values
 
 
@@ -132,6 +160,9 @@ async def _change(api: Api, request: web.Request, body: OfferChange) -> web.Resp
     offer_id = path_id(request, "offer")
     async with changing(api, request) as change:
         values = read(body, await own_urls(change.db, api.public_url))
+        if "scopes" in values:
+            before = await rows.one(change.db, "offer", offer_id, locked=True)
+            check_past(before["scopes"], values["scopes"], await change.db.fetchval("SELECT clock_timestamp()"))
         after = await rows.alter(change, "offer", offer_id, values, COLUMNS, request)
         check_order(after)
         await refer(change, "offer", offer_id, after["external_id"])

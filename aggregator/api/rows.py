@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from aiohttp import web
 
@@ -23,7 +24,7 @@ Shown = dict[str, Any]  # a row as JSON
 
 def shown(row: Row | Mapping[str, Any], columns: tuple[str, ...]) -> Shown:
     """These columns of a row, as JSON takes them."""
-    return {name: rfc3339(row[name]) if isinstance(row[name], datetime) else row[name] for name in columns}
+    return {name: _json(row[name]) for name in columns}
 
 
 async def show(
@@ -155,6 +156,12 @@ async def page(
         "truncated": truncated,
         "next_cursor": str(rows[limit - 1]["id"]) if truncated else None,
     }
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return str(value) if isinstance(value, UUID) else value
 
 
 def _noun(table: str) -> str:

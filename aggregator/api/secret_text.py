@@ -39,6 +39,15 @@ def advertiser_token(text: str) -> str:
     return f"at_{text}"
 
 
+def signing_key(text: str) -> str:
+    return f"sk_{text}"
+
+
+def pixel_key(text: str) -> str:
+    """No secret: it stands in the source of pages."""
+    return f"pk_{text}"
+
+
 def digest(secret: str) -> bytes:
     """What is kept of a secret."""
     return hashlib.sha256(secret.encode("ascii")).digest()
@@ -49,4 +58,7 @@ def checksum(text: str) -> str:
     return base62(zlib.crc32(text.encode("ascii")), 6)
 
 
-FORMS: dict[str, Callable[[str], str]] = {"key": api_key, "token": advertiser_token}  # by the field they are shown in
+# by the field they are shown in
+FORMS: dict[str, Callable[[str], str]] = {
+    "key": api_key, "token": advertiser_token, "signing_key": signing_key
+}  # fmt: skip
