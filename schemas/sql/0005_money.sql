@@ -154,6 +154,8 @@ UPDATE conversion SET base_minor = sale_amount_minor, base_intake_id = intake_id
     booked_payout_minor = CASE WHEN status = 'approved' THEN coalesce(payout_minor, 0) ELSE 0 END;
 CREATE INDEX conversion_unseen ON conversion (received_at) WHERE NOT click_seen;
 CREATE INDEX conversion_pending ON conversion (offer_id, received_at) WHERE status = 'pending';
+CREATE INDEX conversion_no_rate ON conversion (conversion_id) WHERE status = 'pending' AND reason = 'no_rate';
+CREATE INDEX conversion_offer ON conversion (offer_id, event_at);
 CREATE INDEX conversion_changed ON conversion (changed_at, conversion_id);
 CREATE INDEX conversion_advertiser ON conversion (advertiser_id, order_id);
 CREATE INDEX conversion_foreign ON conversion (advertiser_id, foreign_click) WHERE foreign_click IS NOT NULL;
@@ -195,6 +197,7 @@ CREATE TABLE ledger_entry (
     once           text UNIQUE  -- what may be booked only once says so here
 );
 CREATE INDEX ledger_entry_conversion ON ledger_entry (conversion_id) WHERE conversion_id IS NOT NULL;
+CREATE INDEX ledger_entry_adjustment ON ledger_entry (offer_id) WHERE conversion_id IS NULL;
 CREATE TABLE ledger_line (
     entry_id      bigint NOT NULL REFERENCES ledger_entry,
     account       text NOT NULL CHECK (account = 'programme' OR account ~ '^(partner|advertiser):[1-9][0-9]*$'),
