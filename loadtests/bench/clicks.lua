@@ -1,7 +1,8 @@
 -- A browser's clicks on the links <name>-1 ... <name>-<count>, at random. With `check`, in turns, and every answer is
 -- looked at: wrk then pays a third more for each, so the warm-up is checked like this and a timed run by status and
 -- size. With `mixed`, one request of twenty is another one, on every connection: drawn by lot, not each twentieth, for
--- connections that are answered in turns would then always get the same.
+-- connections that are answered in turns would then always get the same. With `convert`, conversions of one click id
+-- are sent instead, each with an order id of its own: one in a GET, or several as JSON.
 local threads, prepared, sent, other, look_at_all = {}, {}, 0, nil, false
 local headers = {
   ["User-Agent"] = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36",
@@ -15,6 +16,7 @@ local headers = {
   ["Upgrade-Insecure-Requests"] = "1",
 }
 others, wrong, ids = 0, 0, ""
+local convert = {}
 
 function setup(thread)
   table.insert(threads, thread)
@@ -27,10 +29,43 @@ function init(args)
   end
   for n = 3, #args do
     if args[n] == "check" then
-      look_at_all, response = true, look
-    else
+      look_at_all = true
+    elseif args[n] == "mixed" then
       other = wrk.format("GET", "/live", headers)
+    elseif args[n] == "convert" then
+      convert = { name = name, run = args[n + 1], click_id = args[n + 2], each = tonumber(args[n + 3]) }
+      request = convert.each == 1 and postback or conversions
     end
+  end
+  if look_at_all then
+    response = convert.name and look_at_receipts or look
+  end
+end
+
+local function order_id()
+  sent = sent + 1
+  return string.format("%s-%s-%09d", convert.name, convert.run, sent)
+end
+
+function postback()
+  return wrk.format("GET", "/postback?click_id=" .. convert.click_id .. "&order_id=" .. order_id()
+    .. "&amount=49.90&currency=EUR&token=bench")
+end
+
+function conversions()
+  local some = {}
+  for n = 1, convert.each do
+    some[n] = string.format('{"click_id":"%s","order_id":"%s","amount":"49.90","currency":"EUR"}', convert.click_id, order_id())
+  end
+  return wrk.format("POST", "/v1/conversions",
+    { ["Authorization"] = "Bearer bench", ["Content-Type"] = "application/json" },
+    '{"conversions":[' .. table.concat(some, ",") .. "]}")
+end
+
+function look_at_receipts(status, _, body)
+  local _, accepted = body:gsub('"accepted"', "")
+  if status ~= 200 or accepted ~= convert.each then
+    wrong = wrong + 1
   end
 end
 

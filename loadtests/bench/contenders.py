@@ -11,12 +11,14 @@ Figure = Literal["rate_s", "p99_ms"]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A system as it is measured: all of it on core 0, but for a Kafka broker, which is on `broker_core`."""
+    """A system as it is measured: all of it on core 0, but for a Kafka broker, which is on `broker_core`. It is asked
+    for redirects, or told of `conversions` in each request."""
 
     name: str
     system: System
     what: str
     broker_core: int = 1
+    conversions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ CONTENDERS = (
     Contender("journal", "journal", "durable redirect, journal"),
     Contender("kafka", "kafka", "durable redirect, Kafka, its broker on core 1"),
     Contender("kafka0", "kafka", "durable redirect, Kafka, its broker on core 0 too", broker_core=0),
+    Contender("postbacks", "journal", "durable conversion by GET /postback, journal", conversions=1),
+    Contender(
+        "batches", "journal", "durable conversions by POST /v1/conversions, 100 in each, journal", conversions=100
+    ),
     Contender("nginx", "nginx", "nginx + Lua + Redis GET and INCR, volatile"),
 )
 GOALS = (
@@ -54,4 +60,6 @@ GOALS = (
     ),
     Goal("journal", "nginx", 64, 1.5, 1.0),
     Goal("journal", "nginx", 256, 1.5, 1.0),
+    *(Goal("postbacks", "journal", connections, 0.8, 0.0) for connections in (64, 256)),
+    *(Goal("batches", "journal", connections, 1.0, 0.0) for connections in (64, 256)),
 )

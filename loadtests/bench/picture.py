@@ -15,14 +15,14 @@ _DURABLE = ("journal", "kafka", "kafka0")
 
 
 def picture(lines: Sequence[Line], caption: str) -> str:
-    """Of the runs that are not mixed, without the load generator's ceiling. The caption says when, where and of what
+    """Of the clicks that are not mixed, without the load generator's ceiling. The caption says when, where and of what
     version."""
     shown = [line for line in lines if line.name != CEILING and not line.mixed]
     most = max((line.rate_s for line in shown), default=1.0)
     body: list[str] = []
     for connections in sorted({line.connections for line in shown}):
         body.append(_text(0, len(body), f"answers a second, {connections} connections", bold=True))
-        for contender in CONTENDERS:
+        for contender in (one for one in CONTENDERS if not one.conversions):
             body += [
                 _bar(len(body), contender.what, line, most)
                 for line in shown

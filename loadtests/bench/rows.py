@@ -15,9 +15,10 @@ from loadtests.heard import uuid_of
 from schemas.settings import PREFIX, LogSettings, load
 
 STANDS_STILL_S = 60.0
-_ROWS = """
+_CLICKS = """
 SELECT split_part(link.code, '-', 1) AS name, count(*) AS rows FROM click JOIN link ON link.id = link_id GROUP BY 1
 """
+_CONVERSIONS = "SELECT split_part(order_id, '-', 1) AS name, count(*) AS rows FROM conversion GROUP BY 1"
 
 
 async def applied(logs: Iterable[LogSettings], database_url: str, advance: Callable[[int, int], None]) -> float:
@@ -44,10 +45,11 @@ def log_of(house: House) -> LogSettings:
 
 
 async def counted(database_url: str, ids: list[str]) -> tuple[Mapping[str, int], int]:
-    """Rows of each contender, and how many of these click ids are a row."""
+    """Rows of each contender, clicks or conversions, and how many of these click ids are a row."""
     connection = await asyncpg.connect(database_url)
     try:
-        rows = {row["name"]: row["rows"] for row in await connection.fetch(_ROWS)}
+        found = await connection.fetch(_CLICKS) + await connection.fetch(_CONVERSIONS)
+        rows = {row["name"]: row["rows"] for row in found}  # who is told of conversions was clicked on for their sake
         uuids = [uuid_of(one) for one in ids]
         return rows, await connection.fetchval("SELECT count(*) FROM click WHERE id = ANY($1)", uuids)
     finally:

@@ -6,13 +6,15 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 import psutil
@@ -30,6 +32,7 @@ from loadtests.circumstances import circumstances, commit
 from loadtests.cpu import cpu_s
 
 WARM_UP_S = 1
+Load = Callable[..., Awaitable[wrk.Heard]]  # for so many seconds; `check`: every answer is looked at
 DURABLE = frozenset({"journal", "kafka"})
 NAMES = [one.name for one in CONTENDERS]
 
@@ -115,9 +118,13 @@ async def _rounds(
     found: Found, started: Systems, there: Sequence[Contender], wanted: Wanted, progress: Progress
 ) -> None:
     turns = [Turn(*of) for of in product(range(wanted.rounds), (False, True)[: 1 + wanted.mixed], wanted.connections)]
-    task = progress.add_task("runs", total=len(turns) * len(there))
+    clicked = sum(not one.conversions for one in there)
+    total = sum(clicked if turn.mixed else len(there) for turn in turns)
+    task = progress.add_task("runs", total=total)
     for turn in turns:
         for contender in there if turn.round % 2 == 0 else reversed(there):
+            if turn.mixed and contender.conversions:
+                continue
             what = f"round {turn.round + 1}: {contender.name}, {_load(turn.connections, turn.mixed)} connections"
             progress.update(task, description=what)
             up, asked = started.up[contender.system], found.asked.setdefault(contender.name, Asked())
@@ -129,23 +136,43 @@ async def timed(
     contender: Contender, up: Running, asked: Asked, turn: Turn, seconds: int, *, links: int = wrk.CODES,
     warm_up_s: int = WARM_UP_S,
 ) -> Run:  # fmt: skip
-    """Pin, warm up while looking at every answer, measure clicks on so many links."""
+    """Pin, warm up while looking at every answer, measure: clicks on so many links, or conversions."""
     systems.pin(up.roots, 0)
     if up.broker:
         systems.pin([up.broker], contender.broker_core)
-    sizes = [await systems.answer_bytes(up.url, path) for path in (f"/c/{contender.name}-{wrk.CODES}", "/live")]
-    asked.answered, asked.sent = asked.answered + 1, asked.sent + 1
-    load = partial(wrk.load, up.url, contender.name, turn.connections, links=links, mixed=turn.mixed)
-    verdict.note(asked, await load(warm_up_s, check=True), turn.connections, *sizes)
+    load, sizes = await (_converting if contender.conversions else _clicking)(contender, up, asked, turn, links)
+    each = contender.conversions or 1
+    verdict.note(asked, await load(warm_up_s, check=True), turn.connections, *sizes, each=each)
     before, spent_s = psutil.cpu_times(percpu=True), cpu_s(up.pids)
     heard = await load(seconds)
     spent_s = cpu_s(up.pids) - spent_s
     busy = [_busy(*of) for of in zip(before, psutil.cpu_times(percpu=True), strict=True)]
-    verdict.note(asked, heard, turn.connections, *sizes)
+    verdict.note(asked, heard, turn.connections, *sizes, each=each)
     return Run(
-        contender.name, turn.connections, turn.mixed, turn.round, heard.rate_s, heard.p50_us / 1e3, heard.p99_us / 1e3,
-        spent_s / max(heard.answered, 1) * 1e6, (busy[0], busy[1]),
+        contender.name, turn.connections, turn.mixed, turn.round, heard.rate_s * each, heard.p50_us / 1e3,
+        heard.p99_us / 1e3, spent_s / max(heard.answered * each, 1) * 1e6, (busy[0], busy[1]),
     )  # fmt: skip
+
+
+async def _clicking(contender: Contender, up: Running, asked: Asked, turn: Turn, links: int) -> tuple[Load, list[int]]:
+    """How this one is loaded, and the sizes of its answers: to a click, and to another request."""
+    sizes = [await systems.answer_bytes(up.url, path) for path in (f"/c/{contender.name}-{wrk.CODES}", "/live")]
+    asked.answered, asked.sent = asked.answered + 1, asked.sent + 1
+    return partial(wrk.load, up.url, contender.name, turn.connections, links=links, mixed=turn.mixed), sizes
+
+
+async def _converting(contender: Contender, up: Running, asked: Asked, turn: Turn, _: int) -> tuple[Load, list[int]]:
+    """The same for conversions."""
+    each = contender.conversions
+    click_id = await systems.click_id(up.url, f"/c/{contender.name}-{wrk.CODES}")
+    order = {"click_id": click_id, "amount": "49.90", "currency": "EUR", "order_id": f"{contender.name}-{token_hex(4)}"}
+    if each == 1:
+        size = await systems.answer_bytes(up.url, f"/postback?{urlencode(order | {'token': 'bench'})}")
+    else:
+        some = [order | {"order_id": f"{order['order_id']}-{n}"} for n in range(each)]
+        size = await systems.answer_bytes(up.url, "/v1/conversions", orjson.dumps({"conversions": some}).decode())
+    asked.answered, asked.sent = asked.answered + each, asked.sent + each
+    return partial(wrk.convert, up.url, contender.name, click_id, each, turn.connections), [size]
 
 
 def _busy(before: Any, after: Any) -> float:

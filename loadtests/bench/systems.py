@@ -26,6 +26,7 @@ from loadtests.bench.contenders import Contender
 from loadtests.bench.wrk import CODES
 from loadtests.faults import edges
 from loadtests.faults.house import House
+from loadtests.heard import click_id_of
 from schemas import redis_keys
 from schemas.redis import done, publishing
 
@@ -36,7 +37,8 @@ _PROGRAMME = """
 WITH a AS (INSERT INTO advertiser (name, token_sha256) VALUES ('Bench', sha256('bench')) RETURNING id),
      p AS (INSERT INTO partner (name) VALUES ('Bench') RETURNING id),
      o AS (INSERT INTO offer (advertiser_id, name, destination_url, currency)
-           SELECT id, 'Bench', 'https://shop.example/buy', 'EUR' FROM a RETURNING id)
+           SELECT id, 'Bench', 'https://shop.example/buy', 'EUR' FROM a RETURNING id),
+     t AS (INSERT INTO offer_terms (offer_id, model, percent, currency) SELECT id, 'cps', 10, 'EUR' FROM o)
 INSERT INTO link (code, offer_id, partner_id)
 SELECT name || '-' || n, o.id, p.id FROM o, p, unnest($1::text[]) AS name, generate_series(1, $2) AS n
 """
@@ -209,17 +211,26 @@ async def _until_live(url: str, path: str) -> None:
         await asyncio.sleep(0.05)
 
 
-async def answer_bytes(url: str, path: str) -> int:
-    """The size of the answer to a GET; each of a system's is as long, its ids differ and nothing else does."""
-    head = await _head(url, "GET", path)
+async def answer_bytes(url: str, path: str, body: str = "") -> int:
+    """The size of the answer to a GET, or to a POST by the bench's advertiser; each of a system's is as long, its ids
+    differ and nothing else does."""
+    head = await _head(url, "POST" if body else "GET", path, body)
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return len(head) + int(length[1] if length else 0)
 
 
-async def _head(url: str, method: str, path: str) -> bytes:
+async def click_id(url: str, path: str) -> str:
+    """That of a click made now."""
+    found = click_id_of((await _head(url, "GET", path)).decode().partition("Location: ")[2].partition("\r")[0])
+    assert found is not None
+    return found
+
+
+async def _head(url: str, method: str, path: str, body: str = "") -> bytes:
+    sent = f"Authorization: Bearer bench\r\nContent-Length: {len(body)}\r\n" if body else ""
     try:
         reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
-        ask = f"{method} {path} HTTP/1.1\r\nHost: go.example\r\nUser-Agent: {edges.BROWSER}\r\n\r\n"
+        ask = f"{method} {path} HTTP/1.1\r\nHost: go.example\r\nUser-Agent: {edges.BROWSER}\r\n{sent}\r\n{body}"
         writer.write(ask.encode())
         head = await reader.readuntil(b"\r\n\r\n")
         writer.close()

@@ -28,8 +28,8 @@ class Run:
 
 @dataclass(slots=True)
 class Asked:
-    """All clicks ever made on a contender, warm-up and all: how many were answered at least, and sent at most, a
-    connection being cut off with one under way. `complaints` are answers that were wrong."""
+    """All clicks ever made on a contender, or conversions told to it, warm-up and all: how many were answered at least,
+    and sent at most, a connection being cut off with one under way. `complaints` are answers that were wrong."""
 
     answered: int = 0
     sent: int = 0
@@ -76,14 +76,14 @@ class Met:
         return "under the goal" if sign * self.measured < sign * self.goal.goal else "met"
 
 
-def note(asked: Asked, heard: Heard, connections: int, size_bytes: int, other_bytes: int = 0) -> None:
-    """Add a run to what was asked, and complain of its answers: of those that were looked at, and of the size of all,
-    `size_bytes` being that of a click's, `other_bytes` that of another's."""
-    asked.answered += heard.answered - heard.others
-    asked.sent += heard.answered - heard.others + connections
+def note(asked: Asked, heard: Heard, connections: int, size_bytes: int, other_bytes: int = 0, *, each: int = 1) -> None:
+    """Add a run to what was asked, `each` of a request, and complain of its answers: of those that were looked at, and
+    of the size of all, `size_bytes` being that of a click's, `other_bytes` that of another's."""
+    asked.answered += (heard.answered - heard.others) * each
+    asked.sent += (heard.answered - heard.others + connections) * each
     asked.ids += heard.ids.split()
     for what, number in (
-        ("not a redirect with a click id", heard.wrong), ("4xx or 5xx", heard.refused),
+        ("not a redirect with a click id, or a receipt", heard.wrong), ("4xx or 5xx", heard.refused),
         ("broken connections", heard.broken),
     ):  # fmt: skip
         if number:

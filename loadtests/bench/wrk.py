@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 
 import msgspec
@@ -49,14 +51,28 @@ async def load(
 ) -> Heard:
     """Click on a contender's links for some seconds; `mixed`: of 20 requests one is `GET /live`. Raises CannotStart
     when wrk fails."""
+    said = [name, str(links), *(["mixed"] if mixed else []), *(["check"] if check else [])]
+    return await _run(url, said, connections, seconds)
+
+
+async def convert(
+    url: str, name: str, click_id: str, each: int, connections: int, seconds: int, *, check: bool = False
+) -> Heard:
+    """Report sales of a click for some seconds, so many in each request, each of an order of its own. Raises
+    CannotStart when wrk fails."""
+    said = [name, "0", *(["check"] if check else []), "convert", secrets.token_hex(4), click_id, str(each)]
+    return await _run(url, said, connections, seconds)
+
+
+async def _run(url: str, said: Sequence[str], connections: int, seconds: int) -> Heard:
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(files("loadtests.bench") / "clicks.lua")]
-    command += [url, "--", name, str(links), *(["mixed"] if mixed else []), *(["check"] if check else [])]
+    command += [url, "--", *said]
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    said, errors = await process.communicate()
+    answered, errors = await process.communicate()
     if process.returncode != 0:
         raise CannotStart(f"wrk failed: {errors.decode(errors='replace').strip()[-300:]}")
-    return heard(said.decode())
+    return heard(answered.decode())
 
 
 def heard(said: str) -> Heard:

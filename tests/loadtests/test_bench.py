@@ -164,6 +164,12 @@ def test_runs_add_up_to_what_was_asked() -> None:
     assert (asked.answered, asked.sent, asked.ids, asked.complaints) == (2_000, 2_128, ["x", "y"], [])
 
 
+def test_a_request_with_several_conversions_counts_as_many() -> None:
+    asked = Asked()
+    verdict.note(asked, heard(), 64, 200, each=100)
+    assert (asked.answered, asked.sent, asked.complaints) == (100_000, 106_400, [])
+
+
 @given(st.integers(0, 64), st.integers(0, 64), st.booleans())
 def test_sizes_of_mixed_answers_hold_however_the_end_cuts_them_off(
     cut_off: int, heard_in_full: int, ours: bool
