@@ -113,3 +113,11 @@ class Held(StrEnum):
     NEGATIVE_AMOUNT = "negative_amount"
     REVERSED_BEFORE_APPROVAL = "reversed_before_approval"
     SAID_REJECTED = "said_rejected"
+
+
+class NoChange(StrEnum):
+    """Why an intake changed nothing about an order that is known: beside those of `Held`, the `reason` of an intake."""
+
+    NOT_ALLOWED = "not_allowed"  # the order has gone on from where this could be said
+    EVENT_ID_MISSING = "event_id_missing"  # a retry of this refund would refund twice
+    CURRENCY_DIFFERS = "currency_differs"  # from that of the order

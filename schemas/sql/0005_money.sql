@@ -149,8 +149,13 @@ ALTER TABLE conversion
     ADD COLUMN source_id              text,
     ADD COLUMN click_ref              text,
     ADD COLUMN subs                   jsonb,
-    ADD COLUMN click_seen             boolean NOT NULL DEFAULT false;
-UPDATE conversion SET base_minor = sale_amount_minor, base_intake_id = intake_id,
+    ADD COLUMN click_seen             boolean NOT NULL DEFAULT false,
+    -- What status and money follow from, beside the amounts: why it would wait or never earn by whose it is (`held`) and
+    -- by its amount (`doubt`), and what was said of it: statuses that the sender stated, `lifted` by a person.
+    ADD COLUMN held                   text NOT NULL DEFAULT '',
+    ADD COLUMN doubt                  text NOT NULL DEFAULT '',
+    ADD COLUMN said                   text NOT NULL DEFAULT '';
+UPDATE conversion SET base_minor = sale_amount_minor, base_intake_id = intake_id, held = coalesce(reason, ''),
     booked_payout_minor = CASE WHEN status = 'approved' THEN coalesce(payout_minor, 0) ELSE 0 END;
 CREATE INDEX conversion_unseen ON conversion (received_at) WHERE NOT click_seen;
 CREATE INDEX conversion_pending ON conversion (offer_id, received_at) WHERE status = 'pending';
@@ -206,6 +211,14 @@ CREATE TABLE ledger_line (
     PRIMARY KEY (entry_id, account, currency)
 );
 CREATE INDEX ledger_line_account ON ledger_line (account, currency, entry_id);
+WITH entry AS (
+    INSERT INTO ledger_entry (kind, conversion_id, offer_id, actor, reason)
+    SELECT 'accrual', conversion_id, offer_id, 'sender', 'earned before there was a ledger'
+    FROM conversion WHERE booked_payout_minor <> 0 RETURNING id, conversion_id
+)
+INSERT INTO ledger_line (entry_id, account, amount_minor, currency)
+SELECT id, account, sign * booked_payout_minor, currency FROM entry JOIN conversion USING (conversion_id),
+    LATERAL (VALUES ('partner:' || partner_id, 1), ('programme', -1)) AS side (account, sign);
 
 CREATE FUNCTION stays() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,0 +1,387 @@
+"""What is known of an order, and what follows from it. Pure.
+
+What senders and people say is gathered as facts that only accumulate: amounts that add up, the smallest remaining
+amount, the words that were said. Status and money are worked out from the facts alone, so that it does not matter in
+which order they came. (What does matter: which of several first posts that differ came first, and who takes the last
+place under a cap.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+from uuid import UUID
+
+import orjson
+from msgspec import Struct
+from msgspec.structs import replace
+
+from aggregator.conversions.attribution import REJECTED, Owner
+from aggregator.conversions.rates import Rates, day_of
+from aggregator.conversions.terms import Offer, price
+from schemas.click_id import uuid_ms
+from schemas.events import Conversion
+from schemas.outcomes import Held, NoChange, Result, Status
+
+PIXEL = "pixel"
+NO_CURRENCY = "XXX"  # ISO 4217 for none: until it is known whose the order is
+_NEGATIVE = frozenset({Status.REJECTED, Status.REVERSED})
+LIFTED = "lifted"  # a person approved it, whatever held it
+_CHARGEBACKS = frozenset({"chargeback", "charge_back"})
+
+# What a person may say of a conversion of which status. A sender may say anything: what it says is a fact, and an
+# approval that a rejection has overtaken comes to `reversed`.
+BY_HAND: Mapping[Status, frozenset[Status]] = {
+    Status.APPROVED: frozenset({Status.PENDING}),
+    Status.REJECTED: frozenset({Status.PENDING, Status.APPROVED}),
+    Status.REVERSED: frozenset({Status.PENDING, Status.APPROVED}),
+}
+
+
+class State(Struct, frozen=True, kw_only=True, gc=False):
+    """A conversion's row. Amounts in minor units, times in ms since 1970.
+
+    Facts: `base_minor` as of `base_intake_id`, in `sale_currency`; `increments_minor`, `refunds_minor`,
+    `remaining_minor`; `held` is why it would wait, or never earn, by whose it is and by its offer, `doubt` by its
+    amount; `said` are words: a status that the sender stated, `lifted`. What follows from them: `status`, `reason`,
+    `sale_amount_minor` (what is left), `payout_minor` in `currency` and `revenue_minor` in `revenue_currency`, what it
+    pays while it is approved.
+    """
+
+    conversion_id: UUID
+    intake_id: UUID
+    click_id: UUID | None
+    link_id: int
+    offer_id: int
+    partner_id: int
+    advertiser_id: int
+    event: str
+    order_id: str | None
+    event_at_ms: int
+    received_at_ms: int
+    click_class: int
+    door: str
+    original_status: str
+    customer_id: str | None
+    coupon_code: str | None
+    foreign_click: str | None
+    adv: str | None  # JSON
+    base_minor: int | None
+    base_intake_id: UUID | None
+    sale_currency: str
+    payout_override_minor: int | None
+    revenue_stated_minor: int | None
+    held: str
+    doubt: str
+    increments_minor: int = 0
+    refunds_minor: int = 0
+    remaining_minor: int | None = None
+    said: frozenset[str] = frozenset()
+    status: Status = Status.PENDING
+    reason: str = ""
+    sale_amount_minor: int | None = None
+    payout_minor: int | None = None
+    currency: str = NO_CURRENCY
+    revenue_minor: int | None = None
+    revenue_currency: str | None = None
+
+    @property
+    def booked_payout_minor(self) -> int:
+        """What the ledger has to have of it."""
+        return (self.payout_minor or 0) if self.status is Status.APPROVED else 0
+
+    @property
+    def booked_revenue_minor(self) -> int:
+        return (self.revenue_minor or 0) if self.status is Status.APPROVED else 0
+
+    @property
+    def gross_minor(self) -> int | None:
+        """The amount before refunds; None where none was stated."""
+        if self.base_minor is None and not self.increments_minor:
+            return None
+        return (self.base_minor or 0) + self.increments_minor
+
+    @property
+    def is_refunded(self) -> bool:
+        """All of it."""
+        if self.gross_minor is None:
+            return self.remaining_minor == 0
+        return self.gross_minor > 0 and self.sale_amount_minor == 0
+
+    @property
+    def is_chargeback(self) -> bool:
+        return self.original_status.lower() in _CHARGEBACKS
+
+
+class Known(NamedTuple):
+    """What statuses and money are worked out by."""
+
+    offers: Mapping[int, Offer]
+    rates: Rates
+
+
+class Applied(NamedTuple):
+    """What became of an order by one event. `changed`: its status or money; `step` is to be remembered as counted;
+    `repeats`: the event is one more conversion of the same order."""
+
+    state: State | None
+    result: Result
+    reason: str = ""
+    changed: bool = False
+    step: str | None = None
+    repeats: bool = False
+
+
+def is_post(event: Conversion) -> bool:
+    """Does it report an order? Else it changes one, and never makes one."""
+    return event.status not in _NEGATIVE and event.refund_minor is None and event.remaining_minor is None
+
+
+def step_of(event: Conversion) -> str | None:
+    """What an event is counted as, once for each order."""
+    if not event.event_id:
+        return None
+    return event.event_id if is_post(event) else f"refund:{event.event_id}"
+
+
+def apply(state: State | None, event: Conversion, owner: Owner, known: Known, *, seen: bool = False) -> Applied:
+    """What becomes of an order, None for one that is not known. `owner` is whose the event's order would be; `seen`:
+    its step was counted before."""
+    if state is None:
+        if not is_post(event):
+            return Applied(None, Result.WAITING)
+        made = _made(event, owner, known)
+        return Applied(settled(made, known), Result.ACCEPTED, changed=True, step=_counted(event, made, known))
+    if event.advertiser_id != state.advertiser_id:
+        return Applied(state, Result.REJECTED, Held.NOT_YOUR_CLICK)
+    if is_post(event):
+        return _posted_again(state, event, owner, known, seen=seen)
+    return _changed(state, event, known, seen=seen)
+
+
+def lifted(state: State, known: Known, *, by_person: bool) -> State:
+    """Approved by a person, whatever held it, or because it has waited long enough."""
+    return settled(replace(state, said=state.said | {LIFTED if by_person else Status.APPROVED}), known)
+
+
+def stated(state: State, status: Status, known: Known) -> State:
+    """Rejected or reversed by a person."""
+    return settled(replace(state, said=state.said | {status}), known)
+
+
+def repriced(state: State, known: Known) -> State:
+    """Once more, because there is a rate now."""
+    return settled(replace(state, held="") if state.held == Held.NO_RATE else state, known)
+
+
+def over_cap(state: State, status: Status, reason: str, known: Known) -> State:
+    """Not approved, because a cap has no room for it."""
+    said = state.said - {LIFTED} | ({Status.REJECTED} if status is Status.REJECTED else frozenset())
+    return settled(replace(state, held=reason, said=said), known)
+
+
+def owned(state: State, owner: Owner, known: Known) -> State:
+    """A parked conversion whose owner became known."""
+    offer = known.offers.get(owner.offer_id)
+    currency = offer.currency if offer and state.sale_currency == NO_CURRENCY else state.sale_currency
+    made = replace(
+        state, click_id=owner.click_uuid, click_class=owner.click_class, link_id=owner.link_id,
+        offer_id=owner.offer_id, partner_id=owner.partner_id, held=_held(owner, offer), sale_currency=currency,
+    )  # fmt: skip
+    return settled(made, known)
+
+
+def settled(state: State, known: Known) -> State:
+    """With the status and the money that follow from the facts."""
+    offer = known.offers.get(state.offer_id)
+    net_minor = _net(state)
+    paid = price(
+        offer, state.partner_id, state.event, uuid_ms(state.click_id) if state.click_id else state.event_at_ms,
+        net_minor, "" if state.sale_currency == NO_CURRENCY else state.sale_currency, day_of(state.event_at_ms),
+        known.rates, override_minor=state.payout_override_minor, stated_revenue_minor=state.revenue_stated_minor,
+    )  # fmt: skip
+    state = replace(
+        state, sale_amount_minor=net_minor, payout_minor=paid.payout_minor,
+        currency=paid.currency or state.sale_currency, revenue_minor=paid.revenue_minor,
+        revenue_currency=paid.revenue_currency,
+    )  # fmt: skip
+    status, reason = _status(state, paid.reason)
+    return replace(state, status=status, reason=reason)
+
+
+def _status(state: State, unclear: str) -> tuple[Status, str]:
+    if state.held in REJECTED:
+        return Status.REJECTED, state.held
+    hold = _hold(state, unclear)
+    taken_back = Status.REVERSED in state.said or state.is_refunded
+    if not hold:
+        return (Status.REVERSED if taken_back or Status.REJECTED in state.said else Status.APPROVED), ""
+    if Status.REJECTED in state.said:
+        return Status.REJECTED, state.held if state.held == Held.OVER_CAP else Held.SAID_REJECTED
+    if taken_back:
+        return Status.REJECTED, Held.REVERSED_BEFORE_APPROVAL
+    return Status.PENDING, hold
+
+
+def _hold(state: State, unclear: str) -> str:
+    """Why it waits; what the sender itself, or time, can lift comes last."""
+    if LIFTED in state.said and state.payout_minor is not None:
+        return ""
+    soft = "" if Status.APPROVED in state.said else _awaited(state)
+    hard = "" if state.held == Held.DEFAULT else state.held
+    page = Held.PIXEL if state.door == PIXEL else ""
+    return hard or state.doubt or unclear or page or soft
+
+
+def _awaited(state: State) -> str:
+    return Held.SAID_PENDING if Status.PENDING in state.said else state.held if state.held == Held.DEFAULT else ""
+
+
+def _net(state: State) -> int | None:
+    gross_minor = state.gross_minor
+    if gross_minor is None:
+        return None
+    net_minor = max(0, gross_minor - state.refunds_minor)
+    return net_minor if state.remaining_minor is None else min(net_minor, state.remaining_minor)
+
+
+def _made(event: Conversion, owner: Owner, known: Known) -> State:
+    """A new order, before anything follows from it."""
+    offer = known.offers.get(owner.offer_id)
+    made = State(
+        conversion_id=event.conversion_id, intake_id=event.intake_id, click_id=owner.click_uuid,
+        link_id=owner.link_id, offer_id=owner.offer_id, partner_id=owner.partner_id,
+        advertiser_id=event.advertiser_id, event=event.event, order_id=event.order_id or None,
+        event_at_ms=event.event_at_ms, received_at_ms=uuid_ms(event.intake_id), click_class=owner.click_class,
+        door=event.door, original_status=event.original_status, customer_id=event.customer_id or None,
+        coupon_code=event.coupon_code or None, foreign_click=event.foreign_click or None, adv=_json(event.adv),
+        sale_currency=event.currency or (offer.currency if offer else "") or NO_CURRENCY, held=_held(owner, offer),
+        base_minor=None, base_intake_id=None, payout_override_minor=None, revenue_stated_minor=None, doubt="",
+        said=frozenset({event.status} if event.status else ()),
+    )  # fmt: skip
+    return _added(made, event) if _adds(event, made, known) else _based(made, event)
+
+
+def _json(adv: Mapping[str, str]) -> str | None:
+    return orjson.dumps(adv).decode() if adv else None
+
+
+def _held(owner: Owner, offer: Offer | None) -> str:
+    return owner.reason or (Held.DEFAULT if offer and offer.default_status == "pending" else "")
+
+
+def _based(state: State, event: Conversion) -> State:
+    """With this event's amounts."""
+    return replace(
+        state, base_minor=event.amount_minor, base_intake_id=event.intake_id, doubt=event.reason,
+        payout_override_minor=event.payout_minor, revenue_stated_minor=event.revenue_minor,
+    )  # fmt: skip
+
+
+def _added(state: State, event: Conversion, *, as_base: bool = False) -> State:
+    """With this event's amounts added, in whatever order they come."""
+    added = replace(
+        state, doubt=max(state.doubt, event.reason),
+        payout_override_minor=_sum(state.payout_override_minor, event.payout_minor),
+        revenue_stated_minor=_sum(state.revenue_stated_minor, event.revenue_minor),
+    )  # fmt: skip
+    if as_base:
+        return replace(added, base_minor=event.amount_minor, base_intake_id=event.intake_id)
+    return replace(added, increments_minor=state.increments_minor + (event.amount_minor or 0))
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return one if other is None else (one or 0) + other
+
+
+def _policy(state: State, known: Known) -> str:
+    offer = known.offers.get(state.offer_id)
+    return offer.duplicates if offer else "ignore"
+
+
+def _adds(event: Conversion, state: State, known: Known) -> bool:
+    """Is it an increment?"""
+    return bool(event.event_id) and event.door != PIXEL and _policy(state, known) == "increment"
+
+
+def _counted(event: Conversion, state: State, known: Known) -> str | None:
+    """The step that a post is, where its order counts them."""
+    counts = event.door != PIXEL and _policy(state, known) in ("increment", "record_repeat")
+    return step_of(event) if counts else None
+
+
+def _posted_again(state: State, event: Conversion, owner: Owner, known: Known, *, seen: bool) -> Applied:
+    """A further post of an order: an approval, what the advertiser's policy makes of it, or a duplicate. What its
+    server says takes the place of what a page said."""
+    if event.door != PIXEL and state.door == PIXEL and LIFTED not in state.said:
+        after = _taken_over(state, event, owner, known)
+        return _outcome(state, after, known, event, _counted(event, state, known))
+    if (event.door == PIXEL) != (state.door == PIXEL):
+        return Applied(state, Result.DUPLICATE)
+    after = _with_words(state, event)
+    policy = _policy(state, known)
+    approves = event.status == Status.APPROVED and state.status is Status.PENDING
+    if policy == "record_repeat" and event.door != PIXEL and not seen and not approves:
+        return Applied(state, Result.ACCEPTED, step=step_of(event), repeats=True)
+    if policy == "update" and (state.base_intake_id is None or event.intake_id > state.base_intake_id):
+        after = _based(after, event)
+    if policy == "increment" and event.door != PIXEL and not seen and (event.event_id or state.base_intake_id is None):
+        after = _added(after, event, as_base=not event.event_id)
+    if after is not state and _differs(state, event) and event.amount_minor is not None:
+        return Applied(state, Result.REJECTED, NoChange.CURRENCY_DIFFERS)
+    return _outcome(state, after, known, event, _counted(event, state, known))
+
+
+def _changed(state: State, event: Conversion, known: Known, *, seen: bool) -> Applied:
+    """A status, a refund, what remains."""
+    if event.refund_minor is not None and not event.event_id and event.remaining_minor is None:
+        return Applied(state, Result.REJECTED, NoChange.EVENT_ID_MISSING)
+    if _differs(state, event) and not (event.refund_minor is None and event.remaining_minor is None):
+        return Applied(state, Result.REJECTED, NoChange.CURRENCY_DIFFERS)
+    after = _with_words(state, event)
+    counts = event.refund_minor is not None and event.event_id and not seen
+    if counts:
+        after = replace(after, refunds_minor=state.refunds_minor + (event.refund_minor or 0))
+    if event.remaining_minor is not None:
+        least = min(
+            event.remaining_minor, event.remaining_minor if state.remaining_minor is None else state.remaining_minor
+        )
+        after = replace(after, remaining_minor=least)
+    return _outcome(state, after, known, event, step_of(event) if counts else None)
+
+
+def _with_words(state: State, event: Conversion) -> State:
+    """With the status it states; that it is pending is no news of an order."""
+    if event.status not in (Status.APPROVED, *_NEGATIVE) or event.status in state.said:
+        return state
+    return replace(state, said=state.said | {event.status}, original_status=event.original_status)
+
+
+def _differs(state: State, event: Conversion) -> bool:
+    """Is it in another currency than its order?"""
+    return event.currency not in ("", state.sale_currency) and state.sale_currency != NO_CURRENCY
+
+
+def _outcome(state: State, after: State, known: Known, event: Conversion, step: str | None) -> Applied:
+    if after == state:
+        return Applied(state, Result.DUPLICATE, step=step)
+    after = settled(after, known)
+    if _worth(after) == _worth(state):
+        return Applied(after, Result.DUPLICATE, NoChange.NOT_ALLOWED if event.status else "", step=step)
+    return Applied(after, Result.CHANGED, changed=True, step=step)
+
+
+def _worth(state: State) -> tuple[object, ...]:
+    return (
+        state.status, state.reason, state.sale_amount_minor, state.payout_minor, state.revenue_minor,
+        state.click_id, state.partner_id,
+    )  # fmt: skip
+
+
+def _taken_over(state: State, event: Conversion, owner: Owner, known: Known) -> State:
+    """What the order is by its server's post; what became of it since stays."""
+    made = _made(event, owner, known)
+    return replace(
+        made, conversion_id=state.conversion_id, refunds_minor=state.refunds_minor,
+        remaining_minor=state.remaining_minor, said=state.said - {Status.PENDING} | made.said,
+    )  # fmt: skip
