@@ -46,6 +46,7 @@ REJECTIONS = {
     "missing_order_id": 400,
     "missing_event_id": 400,
     "missing_currency": 400,
+    "unsupported_parameter": 400,
     "unknown_status": 400,
     "ignored_status": 200,  # as its sender asked
     "missing_token": 401,

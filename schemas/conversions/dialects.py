@@ -20,12 +20,14 @@ FOLDER = Path(__file__).parent / "dialects"
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one tracker's postbacks are written. `parameters`: field of Posted (or adv1..adv10) -> the names that may
-    carry it, in lower case, the first that has a value counts. `statuses`: what it calls a status, in lower case ->
-    what that is to us, or `ignored`. `status_lists`: parameters that name further values of a status in the postback
-    itself. `events`: its name of an event -> ours. `answer`: the body that its senders expect of what was taken.
-    `fields`: parameters the other way round, name -> field and rank, our own names behind its, where they mean nothing
-    else to it.
+    """How one tracker's postbacks are written.
+
+    `parameters`: field of Posted (or adv1..adv10) -> the names that may carry it, in lower case; the first that has a
+    value counts. `tokens`: its names of the token. `statuses`: what it calls a status, in lower case -> what that is to
+    us (empty: as if there were none), or `ignored`. `status_lists`: parameters that name further values of a status in
+    the postback itself. `events`: its name of an event -> ours. `refused`: parameters that would change the money in a
+    way that we do not know. `answer`: the body that its senders expect of what was taken. `fields`: parameters the
+    other way round, name -> field and rank, our own names behind its, where they mean nothing else to it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Dialect:
     statuses: Mapping[str, str]
     status_lists: Mapping[str, str]
     events: Mapping[str, str]
+    refused: frozenset[str]
     answer: str
     fields: Mapping[str, tuple[str, int]]
 
@@ -55,6 +58,7 @@ def _read(path: Path, own: Mapping[str, Any]) -> Dialect:
         statuses=own["statuses"] | file["statuses"],
         status_lists=file.get("status_lists", {}),
         events=file.get("events", {}),
+        refused=frozenset(file.get("refused", ())),
         answer=file.get("answer", ""),
         fields={name: (field, rank) for field, names in ranked.items() for rank, name in enumerate(names)},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
@@ -58,6 +59,9 @@ def click_candidates(params: Mapping[str, str]) -> frozenset[str]:
 def posted_form(params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> Posted:
     """What a postback's parameters say in `dialect`; those that we do not know are ignored, as senders expect.
     `status_map` is the advertiser's own, in lower case. Raises Refused for a status that is not known, or ignored."""
+    for name in dialect.refused.intersection(params):
+        if params[name].strip("%0."):
+            raise Refused("unsupported_parameter", f"what {name} does to the money is not known here", name)
     said: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     for name, value in params.items():
@@ -111,9 +115,9 @@ def read_click(keys: ClickKeys, text: str) -> ClickId | None:
 
 def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     """A query or form as it was sent, as far as it may be kept: without the values of secret parameters, wherever else
-    they (or one of `known`) or a secret's name stand in it, and at most `RAW_MAX` characters: cut, it ends in `…`."""
+    they, or one of `known`, or a secret's name stand in it, and at most `RAW_MAX` characters: cut, it ends in `…`."""
     parts = [part.partition("=") for part in text.split("&")]
-    secrets = {*known, *(_decoded(value) for name, _, value in parts if _is_secret(name))} - {""}
+    secrets = _secrets([*known, *(value for name, _, value in parts if _is_secret(name))])
     return _cut("&".join(_masked(name, equals, value, secrets) for name, equals, value in parts))
 
 
@@ -121,7 +125,9 @@ def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
     """The same of one conversion in JSON; empty for what is no object. What is nested means nothing to us and goes."""
     if not isinstance(item, dict):
         return ""
-    secrets = {*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))} - {""}
+    secrets = _secrets(
+        [*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))]
+    )
     return _cut(orjson.dumps(dict(_masked_json(name, value, secrets) for name, value in item.items())).decode())
 
 
@@ -129,7 +135,7 @@ def _status(text: str, params: Mapping[str, str], dialect: Dialect, status_map: 
     """Ours for a status as it was sent: as the advertiser's configuration says, else the postback, else the dialect."""
     word = text.strip().lower()
     found = status_map.get(word) or _listed(word, params, dialect) or dialect.statuses.get(word)
-    if not found:
+    if found is None:
         raise Refused("unknown_status", f"{text[:32]!r} is no status that is known for this advertiser", "status")
     if found == IGNORED:
         raise Refused("ignored_status", f"{text[:32]!r} is to be ignored", "status")
@@ -147,18 +153,24 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
-_SECRET = frozenset(_bare(name) for name in (*token_parameters(), "signature", "authorization"))
-_MENTIONS = re.compile(
-    rf"({'|'.join(sorted({*token_parameters(), 'signature', 'authorization', 'bearer'}))})[\"'\s\]]*[=:\s]",
-    re.IGNORECASE,
-)
+_SECRET_NAMES = (*token_parameters(), "signature", "authorization", "bearer")
+_SECRET = frozenset(map(_bare, _SECRET_NAMES))
+_MENTIONS = re.compile(rf"({'|'.join(_SECRET_NAMES)})[\"'\s\]]*[=:\s]")
+_ENCODED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
+_SECRET_LENGTH_MIN = 8  # a shorter word is none, and half of what was sent may have it in it
 
 
+@lru_cache(maxsize=1_024)
 def _is_secret(name: str) -> bool:
     return _bare(_decoded(name)) in _SECRET
 
 
+def _secrets(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(value for value in map(_decoded, values) if len(value) >= _SECRET_LENGTH_MIN)
+
+
 def _decoded(text: str) -> str:
+    """As it reads once nothing is percent-encoded any more: who sends a URL inside a URL encodes it again."""
     for _ in range(_ENCODED_AT_MOST):
         if "%" not in text and "+" not in text:
             break
@@ -166,20 +178,23 @@ def _decoded(text: str) -> str:
     return text
 
 
-def _masked(name: str, equals: str, value: str, secrets: set[str]) -> str:
+def _masked(name: str, equals: str, value: str, secrets: frozenset[str]) -> str:
     if _is_secret(name):
         return f"{name}{equals}{MASK if equals else ''}"
-    return MASK if _tells(_decoded(f"{name}{equals}{value}"), secrets) else f"{name}{equals}{value}"
+    return MASK if _tells(f"{_decoded(name)}\n{_decoded(value)}", secrets) else f"{name}{equals}{value}"
 
 
-def _masked_json(name: str, value: Any, secrets: set[str]) -> tuple[str, Any]:
+def _masked_json(name: str, value: Any, secrets: frozenset[str]) -> tuple[str, Any]:
     if _is_secret(name) or isinstance(value, dict | list) or _tells(_decoded(str(value)), secrets):
         value = MASK
     return (MASK if _tells(_decoded(name), secrets) else name), value
 
 
-def _tells(text: str, secrets: set[str]) -> bool:
-    return bool(_MENTIONS.search(text)) or any(secret in text for secret in secrets)
+def _tells(text: str, secrets: frozenset[str]) -> bool:
+    if any(secret in text for secret in secrets) or ("%" in text and _ENCODED.search(text)):
+        return True
+    lower = text.lower()
+    return any(name in lower for name in _SECRET_NAMES) and _MENTIONS.search(lower) is not None
 
 
 def _cut(raw: str) -> str:
