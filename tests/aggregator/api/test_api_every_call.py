@@ -61,10 +61,17 @@ CALLS = [
     GET    /v1/caps/{id}                            admin               caps.read
     PATCH  /v1/caps/{id}                            admin               caps.write
     DELETE /v1/caps/{id}                            admin               caps.write
+    GET    /v1/coupons                              admin               coupons.read
+    POST   /v1/coupons                              admin               coupons.write
+    GET    /v1/coupons/{id}                         admin               coupons.read
+    PATCH  /v1/coupons/{id}                         admin               coupons.write
+    DELETE /v1/coupons/{id}                         admin               coupons.write
+    POST   /v1/clicks/import                        admin               clicks.write
     GET    /v1/me                                   partner,advertiser  me.read
     GET    /v1/me/offers                            partner             me.read
     GET    /v1/me/offers/{id}                       partner             me.read
     POST   /v1/me/offers/{id}/apply                 partner             me.write
+    GET    /v1/me/coupons                           partner             me.read
     GET    /v1/me/links                             partner             me.read
     POST   /v1/me/links                             partner             me.write
     GET    /v1/me/links/{id}                        partner             me.read
@@ -129,10 +136,12 @@ async def programme(admin: Client, made: Made, db: Connection) -> Programme:
         "links": made.link_id,
     }
     cap = {"partner_id": made.partner_id, "kind": "clicks", "period": "day", "clicks": 9}
+    coupon = {"code": "SAVE10", "offer_id": made.offer_id, "partner_id": made.partner_id}
     for kind, body in (
         ("domains", {"host": "go.other.example"}),
         ("blocks", {"partner_id": made.partner_id, "sub1": "spam"}),
         ("caps", cap),
+        ("coupons", coupon),
         ("keys", {"role": "admin"}),
     ):
         status, row = await admin("POST", f"/v1/{kind}", json=body)
@@ -151,6 +160,8 @@ async def programme(admin: Client, made: Made, db: Connection) -> Programme:
         ("PATCH", "/v1/links/{id}"): {"status": "paused"},
         ("POST", "/v1/caps"): cap | {"period": "hour"},
         ("PATCH", "/v1/caps/{id}"): {"clicks": 1},
+        ("POST", "/v1/coupons"): coupon | {"code": "SAVE11"},
+        ("PATCH", "/v1/coupons/{id}"): {"status": "archived"},
         ("POST", "/v1/me/links"): {"offer_id": made.offer_id},
         ("PATCH", "/v1/me/links/{id}"): {"status": "paused"},
         ("POST", "/v1/me/offers/{id}/apply"): {},

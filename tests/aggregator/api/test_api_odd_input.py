@@ -12,6 +12,7 @@ from aggregator.api import (
     approvals,
     blocks,
     caps,
+    coupons,
     domains,
     keys,
     links,
@@ -48,6 +49,8 @@ BODIES: dict[tuple[str, str], tuple[dict[str, Any], Any]] = {
     ("PATCH", "/v1/links/{id}"): ({}, links.LinkChange),
     ("POST", "/v1/caps"): (CAP, caps.CapBody),
     ("PATCH", "/v1/caps/{id}"): ({}, caps.CapChange),
+    ("POST", "/v1/coupons"): ({"code": "X", "offer_id": 1, "partner_id": 1}, coupons.CouponBody),
+    ("PATCH", "/v1/coupons/{id}"): ({}, coupons.CouponChange),
     ("POST", "/v1/me/links"): ({"offer_id": 1}, me.OwnLinkBody),
     ("PATCH", "/v1/me/links/{id}"): ({"status": "active"}, me.OwnLinkChange),
     ("POST", "/v1/blocks"): ({"partner_id": 1, "sub1": "x"}, blocks.BlockBody),
@@ -95,6 +98,7 @@ FILES = [
     b"payout.model,payout\ncpa,1\n", b"id\n1\n", b'{"id": 1e400}\n',
     b'{"external_id": "e9", "payout.model": "cpa", "payout": 5}\n',
     b"external_id,starts_at\ne,0001-01-01T00:00:00+14:00\n", b"external_id;targeting\ne;{\n",
+    b"click_id,clicked_at,offer_id,partner_id,sub1\nf1,2026-01-01T00:00:00Z,1,1,x\nf2,2026-01-01,1,1,\n",
     b"external_id\ttargeting\ne\t{}\n", b'{"external_id": {"a": 1}, "": 2, ".": 3}\n',
 ]  # fmt: skip
 
