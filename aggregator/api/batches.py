@@ -14,10 +14,11 @@ import msgspec
 
 from aggregator.api.advertisers import with_pixel_key
 from aggregator.api.dates import check_order
-from aggregator.api.imported import Ref, Sheet, Wanted, new_values, terms_of
+from aggregator.api.imported import Ref, Sheet, Wanted, new_values
 from aggregator.api.references import check_held, held_names, refer_all
 from aggregator.api.rows import shown
 from aggregator.api.scopes import check_past
+from aggregator.api.terms import GENERAL, columns_of
 from aggregator.api.writing import refusing_what_cannot_be
 from aggregator.db.connect import Database, Pooled, Row
 from aggregator.publish.outbox import enqueue_all
@@ -43,10 +44,11 @@ _IDS = {
     "advertiser": "SELECT id FROM advertiser WHERE id = ANY($1::int[])",
     "domain": "SELECT id FROM domain WHERE own_links AND id = ANY($1::int[]) FOR SHARE",
 }
-_TERMS = """
+_TERMS = f"""
 SELECT DISTINCT ON (offer_id) offer_id, model, amount_minor, percent, currency FROM offer_terms
-WHERE offer_id = ANY($1::int[]) AND valid_from <= clock_timestamp() ORDER BY offer_id, valid_from DESC
-"""
+WHERE offer_id = ANY($1::int[]) AND valid_from <= clock_timestamp() AND {GENERAL}
+ORDER BY offer_id, valid_from DESC
+"""  # noqa: S608 - our own names
 _ADD_TERMS = """
 INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency, valid_from)
 SELECT offer_id, model, amount_minor, percent, currency, CASE WHEN is_first THEN '-infinity' ELSE clock_timestamp() END
@@ -222,7 +224,7 @@ def _has_other_terms(plan: _Plan, found: _Found) -> bool:
     if plan.wanted.payout is None:
         return False
     before = found.terms.get(plan.before["id"]) if plan.before else None
-    return before is None or any(before[name] != value for name, value in terms_of(plan.wanted.payout).items())
+    return before is None or any(before[name] != value for name, value in columns_of(plan.wanted.payout).items())
 
 
 def _insert_into(sheet: Sheet) -> Callable[[Collection[str]], str]:
@@ -292,7 +294,7 @@ def _side_by_side(plans: Sequence[_Plan], rows: Sequence[Row]) -> Iterable[tuple
 async def _add_terms(db: Database, plans: Sequence[_Plan]) -> None:
     if not plans:
         return
-    terms = [terms_of(plan.wanted.payout) for plan in plans if plan.wanted.payout is not None]
+    terms = [columns_of(plan.wanted.payout) for plan in plans if plan.wanted.payout is not None]
     columns = [[one[name] for one in terms] for name in ("model", "amount_minor", "percent", "currency")]
     ids = [plan.after["id"] for plan in plans if plan.after is not None]
     await db.execute(_ADD_TERMS, ids, *columns, [plan.before is None for plan in plans])

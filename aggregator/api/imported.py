@@ -7,7 +7,6 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +28,7 @@ _SCALARS = (inspect.StrType, inspect.IntType, inspect.BoolType, inspect.DateTime
 class OfferRow(offers.OfferChange):
     advertiser_id: Id | UnsetType = UNSET
     advertiser_external_id: ExternalId | UnsetType | None = UNSET
-    payout: terms.Cpa | terms.Cps | UnsetType = UNSET
+    payout: terms.Payout | UnsetType = UNSET
 
 
 class LinkRow(links.LinkChange):
@@ -59,7 +58,7 @@ class Wanted:
     row: int
     values: dict[str, Any]
     names: dict[str, str | None] = field(default_factory=dict)
-    payout: terms.Cpa | terms.Cps | None = None
+    payout: terms.Payout | None = None
     own_id: int | None = None
 
     def named(self) -> list[tuple[str, tuple[Any, ...]]]:
@@ -163,13 +162,6 @@ def new_values(sheet: Sheet, wanted: Wanted) -> dict[str, Any]:
         values = advertisers.with_pixel_key(values, None)
         values["token_sha256"] = f"\\x{hashlib.sha256(secrets.token_bytes(32)).hexdigest()}"
     return values
-
-
-def terms_of(payout: terms.Cpa | terms.Cps) -> dict[str, Any]:
-    """The columns of a payout's terms."""
-    if isinstance(payout, terms.Cpa):
-        return {"model": "cpa", "amount_minor": payout.amount_minor, "percent": None, "currency": payout.currency}
-    return {"model": "cps", "amount_minor": None, "percent": Decimal(payout.percent), "currency": payout.currency}
 
 
 def _has_a_name(wanted: Wanted) -> bool:

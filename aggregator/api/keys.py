@@ -28,10 +28,10 @@ OWNER = {"admin": None, "partner": "partner_id", "advertiser": "advertiser_id"}
 # What a key of each role may be limited to; all of it, where nothing is chosen.
 SCOPES: dict[str, frozenset[str]] = {
     "admin": frozenset(
-        """advertisers.read advertisers.write audit.read blocks.read blocks.write caps.read caps.write clicks.write
-        coupons.read coupons.write domains.read domains.write keys.read keys.write links.read links.write offers.read
-        offers.write partners.read partners.write programme.read programme.write reports.read system.read
-        system.write""".split()
+        """adjustments.read adjustments.write advertisers.read advertisers.write audit.read blocks.read blocks.write
+        caps.read caps.write clicks.write coupons.read coupons.write domains.read domains.write keys.read keys.write
+        links.read links.write offers.read offers.write partners.read partners.write programme.read programme.write
+        rates.read rates.write reports.read system.read system.write""".split()
     ),
     "partner": frozenset(("me.read", "me.write", "reports.read")),
     "advertiser": frozenset(("me.read",)),

@@ -21,7 +21,7 @@ from schemas.errors import Refused
 KEY_COLUMNS = ("id", "name", "last_four", "scopes", "requests_per_minute", "expires_at")
 OFFER_COLUMNS = (
     "id", "external_id", "name", "status", "access", "approval", "currency", "starts_at", "ends_at", "timezone",
-    "targeting", "deep_link_hosts", "payout", "caps",
+    "targeting", "deep_link_hosts", "payout", "event_payouts", "caps",
 )  # fmt: skip
 LINK_COLUMNS = ("id", "code", "offer_id", "status", "paused_by_partner", "starts_at", "ends_at", "created_at")
 OFFER_FILTERS: rows.Filters = {"status": str, "access": str, "approval": str}
@@ -37,7 +37,8 @@ WHERE partner_id = $1 AND offer_id IS NULL AND kind <> 'revenue' ORDER BY id
 # Of an offer only what a partner may know: neither whose it is, nor where it leads, nor what it brings in.
 _VISIBLE = f"""
 (SELECT offer.id, offer.external_id, offer.name, offer.status, access, approval.status AS approval, offer.currency,
-        starts_at, ends_at, timezone, targeting, deep_link_hosts, partner.id AS partner_id, {terms.IN_FORCE},
+        starts_at, ends_at, timezone, targeting, deep_link_hosts, partner.id AS partner_id,
+        {terms.IN_FORCE_FOR_PARTNER},
         coalesce((SELECT jsonb_agg(jsonb_build_object('kind', kind, 'period', period, 'amount', amount,
                                                       'currency', cap.currency, 'over_cap', over_cap) ORDER BY cap.id)
                   FROM cap WHERE cap.offer_id = offer.id AND kind <> 'revenue'

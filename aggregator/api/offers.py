@@ -16,7 +16,6 @@ from aggregator.api.references import ExternalId, refer
 from aggregator.api.scopes import SHOWN as SCOPES
 from aggregator.api.scopes import ScopeFrom, check_past, read_scopes
 from aggregator.api.targeting import read_hosts, read_landings, read_targeting
-from aggregator.api.terms import Cpa, Cps
 from aggregator.api.writing import Change, changing, respond
 from aggregator.reports.asked import read_zone
 from schemas import limits
@@ -48,7 +47,7 @@ class OfferBody(msgspec.Struct, forbid_unknown_fields=True):
     advertiser_id: Id
     name: Name
     destination_url: str
-    payout: Cpa | Cps
+    payout: terms.Payout
     currency: str | None = None
     status: Literal["active", "paused"] = "active"
     access: Access = "open"

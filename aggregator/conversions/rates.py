@@ -11,6 +11,7 @@ from uuid import UUID
 from aggregator.db.connect import Database
 from schemas.money import EXPONENT
 
+NIL = UUID(int=0)
 _EXACT = Context(prec=60)  # rounding happens once, at the end, to a whole minor unit
 _RATES = """
 SELECT currency, in_currency, day, rate FROM rate
@@ -23,7 +24,7 @@ _HAS_RATE = """
 """
 _WAITING = f"""
 SELECT conversion_id FROM conversion AS c JOIN offer ON offer.id = c.offer_id
-WHERE c.status = 'pending' AND c.reason = 'no_rate' AND {_HAS_RATE.format(other="c.currency")}
+WHERE c.status = 'pending' AND c.reason = 'no_rate' AND c.conversion_id > $2 AND {_HAS_RATE.format(other="c.currency")}
   AND (c.revenue_currency IS NULL OR {_HAS_RATE.format(other="c.revenue_currency")})
   AND (c.payout_override_minor IS NULL OR {_HAS_RATE.format(other="offer.currency")})
 ORDER BY conversion_id LIMIT $1
@@ -62,6 +63,6 @@ async def read_rates(db: Database, currencies: Collection[str], days: Collection
     return Rates({(row["currency"], row["in_currency"], row["day"]): row["rate"] for row in rows})
 
 
-async def waiting(db: Database, limit: int) -> Sequence[UUID]:
-    """The conversions that wait for nothing but a rate which is there now, sorted: they can be priced again."""
-    return [row["conversion_id"] for row in await db.fetch(_WAITING, limit)]
+async def waiting(db: Database, limit: int, after: UUID = NIL) -> Sequence[UUID]:
+    """The conversions that wait for a rate which is there now, sorted, those `after` one: they can be priced again."""
+    return [row["conversion_id"] for row in await db.fetch(_WAITING, limit, after)]

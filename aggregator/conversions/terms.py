@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
 from functools import cached_property
@@ -51,6 +51,11 @@ class Terms:
     def key(self) -> tuple[Side, int | None, str | None]:
         """What they are terms of: later ones of the same take their place."""
         return self.side, self.partner_id, self.event
+
+    def beyond(self, number: int) -> Terms:
+        """The terms of the month's conversion with this number, from 1: what its tier pays."""
+        tier = next((tier for tier in reversed(self.tiers) if tier.since <= number), None)
+        return replace(self, amount_minor=tier.amount_minor, percent=tier.percent) if tier else self
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sale:
+class Worth:
     """What is left of an order's amount, if it has one, on its event's day."""
 
     net_minor: int | None
@@ -138,42 +143,42 @@ def price(
     """
     if offer is None:
         return Price(None, currency, None, None, Held.NO_TERMS)
-    sale = _Sale(net_minor, currency or offer.currency, day)
+    worth = Worth(net_minor, currency or offer.currency, day)
     terms = offer.terms_at(at_ms, "payout", partner_id, event)
-    paid_in = terms.currency if terms else sale.currency
+    paid_in = terms.currency if terms else worth.currency
     if override_minor is not None and offer.payout_override_max_minor is not None:
-        payout_minor, reason = _overridden(offer, override_minor, paid_in, sale, rates)
+        payout_minor, reason = _overridden(offer, override_minor, paid_in, worth, rates)
     else:
-        payout_minor, reason = _by_terms(terms, sale, rates) if terms else (None, Held.NO_TERMS)
+        payout_minor, reason = by_terms(terms, worth, rates) if terms else (None, Held.NO_TERMS)
     if stated_revenue_minor is not None:
-        return Price(payout_minor, paid_in, stated_revenue_minor, sale.currency, reason)
+        return Price(payout_minor, paid_in, stated_revenue_minor, worth.currency, reason)
     owed = offer.terms_at(at_ms, "revenue", partner_id, event)
     if owed is None:
         return Price(payout_minor, paid_in, None, None, reason)
-    revenue_minor, unclear = _by_terms(owed, sale, rates)
+    revenue_minor, unclear = by_terms(owed, worth, rates)
     return Price(payout_minor, paid_in, revenue_minor, owed.currency, reason or unclear)
 
 
-def _by_terms(terms: Terms, sale: _Sale, rates: Rates) -> tuple[int | None, Held]:
+def by_terms(terms: Terms, worth: Worth, rates: Rates) -> tuple[int | None, Held]:
     """The amount if it can be told, and why a person must look. An amount in a currency without a rate is one that
     nobody can judge, so it is waited for even where what is paid does not depend on it."""
-    if sale.net_minor is None:
+    if worth.net_minor is None:
         return terms.amount_minor, Held.AMOUNT_MISSING if terms.percent is not None else Held.NONE
-    if sale.net_minor < 0:
+    if worth.net_minor < 0:
         return None, Held.NEGATIVE_AMOUNT
-    worth = rates.convert(sale.net_minor, sale.currency, terms.currency, sale.day)
-    if worth is None:
+    amount = rates.convert(worth.net_minor, worth.currency, terms.currency, worth.day)
+    if amount is None:
         return terms.amount_minor, Held.NO_RATE
     if terms.percent is None:
         return terms.amount_minor, Held.NONE
-    return _rounded(share_of(worth, terms.percent))
+    return _rounded(share_of(amount, terms.percent))
 
 
-def _overridden(offer: Offer, override_minor: int, paid_in: str, sale: _Sale, rates: Rates) -> tuple[int | None, Held]:
+def _overridden(offer: Offer, override_minor: int, paid_in: str, worth: Worth, rates: Rates) -> tuple[int | None, Held]:
     """What the sender says that the partner gets; above the offer's bound a person has to agree to it."""
     assert offer.payout_override_max_minor is not None
-    amount = rates.convert(override_minor, sale.currency, paid_in, sale.day)
-    measured = rates.convert(override_minor, sale.currency, offer.currency or sale.currency, sale.day)
+    amount = rates.convert(override_minor, worth.currency, paid_in, worth.day)
+    measured = rates.convert(override_minor, worth.currency, offer.currency or worth.currency, worth.day)
     if amount is None or measured is None:
         return None, Held.NO_RATE
     payout_minor, reason = _rounded(amount)
