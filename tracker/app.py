@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -21,11 +22,11 @@ from schemas import limits
 from schemas.errors import Refused
 from schemas.http import Connection, serving
 from schemas.settings import EdgeSettings
-from tracker import visitor
+from tracker import intakes, visitor
 from tracker.background import running
 from tracker.clock import EdgeClock
 from tracker.counters import counting_live
-from tracker.doors import conversions, health, look, page, published
+from tracker.doors import answers, conversions, health, look, page, pixel, postbacks, published
 from tracker.doors.click import click
 from tracker.edge import Edge
 from tracker.fast_lane import Arrivals, FastLane
@@ -40,7 +41,13 @@ from tracker.tally import Tally
 log = structlog.get_logger()
 T = TypeVar("T")
 Door = Callable[[web.Request, Edge], Awaitable[web.Response]]
-CONVERSION_DOORS = ("/postback", "/v1/conversions")
+CONVERSION_DOORS: tuple[tuple[str, str, Door], ...] = (
+    *((method, path, postbacks.postback) for path in postbacks.PATHS for method in ("GET", "POST")),
+    *(("POST", path, postbacks.postback) for path in postbacks.SHARED),
+    ("POST", "/v1/conversions", conversions.conversions),
+    ("GET", "/pixel.gif", pixel.pixel),
+    ("GET", "/tag.js", pixel.tag),
+)
 LOOKS: tuple[tuple[str, Door], ...] = (("/c/{code}+", look.inspect), ("/c/{code}/qr.svg", look.qr_code))
 # Every format in which links to us are out there. In the last one, the first words of our own doors are no partners.
 CLICK_DOORS: tuple[tuple[str, Door], ...] = (
@@ -49,6 +56,7 @@ CLICK_DOORS: tuple[tuple[str, Door], ...] = (
     ("/aff_c", published.by_parameters),
     ("/click", published.by_parameters),
     ("/click.php", published.click_php),
+    ("/", published.root),
     ("/tracking202/redirect/dl.php", published.prosper202),
     (
         f"/{{affiliate:(?!(?:c|v1|postback|live|ready)/){published.NAME}}}/{{offer:{published.NAME}}}{{end:/?}}",
@@ -78,12 +86,10 @@ async def open_edge(settings: EdgeSettings, slot: int) -> AsyncIterator[Edge]:
 
 def routes(edge: Edge) -> web.Application:
     """The edge's doors as a flat table."""
-    app = web.Application(middlewares=[refusals(edge)], client_max_size=limits.BODY_BYTES_MAX)
+    app = web.Application(middlewares=[refusals(edge)], client_max_size=limits.CONVERSIONS_BYTES_MAX)
     for method, path, door in (
+        *CONVERSION_DOORS,
         *((method, path, door) for path, door in (*LOOKS, *CLICK_DOORS) for method in ("GET", "HEAD")),
-        ("GET", "/postback", conversions.postback),
-        ("POST", "/postback", conversions.postback),
-        ("POST", "/v1/conversions", conversions.conversions),
         ("GET", "/live", health.live),
         ("GET", "/ready", health.ready),
     ):
@@ -118,6 +124,8 @@ def refusals(edge: Edge) -> Callable[..., Awaitable[web.StreamResponse]]:
     return middleware
 
 
+_RECEIPT_PATHS = frozenset(postbacks.PATHS) | {"/v1/conversions"}
+_HAS_TOKEN = re.compile(r"/[^/]+/postback")
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -126,8 +134,8 @@ def _known(error: web.HTTPException) -> Refused:
 
 
 def _refusal(request: web.Request, edge: Edge, refusal: Refused) -> web.Response:
-    if request.path in CONVERSION_DOORS:
-        return conversions.answer(conversions.rejection(edge, refusal))
+    if request.path in _RECEIPT_PATHS or _HAS_TOKEN.fullmatch(request.path):
+        return answers.answer(intakes.rejection(edge, refusal), {})
     if page.wanted(request):
         return page.page(refusal.message, status=refusal.status, headers=refusal.headers)
     return web.json_response(refusal.body(), status=refusal.status, headers=refusal.headers)

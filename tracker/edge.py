@@ -1,8 +1,8 @@
 """All that a request on the edge may use, in one object."""
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from schemas import limits
 from schemas.click_id import ClickKeys
@@ -12,6 +12,7 @@ from tracker.links import LinkCache
 from tracker.log.recorder import Log, Recorder
 from tracker.proxies import Networks
 from tracker.qr_codes import QrCodes, qr_codes
+from tracker.senders import Rates
 from tracker.steps import Known
 from tracker.tally import Tally
 
@@ -33,14 +34,18 @@ class Edge:
     draining: bool = False
     lane_clicks: int = 0  # answered by the fast lane
     qr_codes: QrCodes = field(default_factory=qr_codes)
-    durable_conversions: "OrderedDict[UUID, None]" = field(default_factory=OrderedDict)
+    rates: Rates = field(default_factory=Rates)
+    _taken: "OrderedDict[Hashable, None]" = field(default_factory=OrderedDict, repr=False)
 
     @property
     def ready(self) -> bool:
         return self.warm and not self.draining
 
-    def remember_durable(self, conversion_id: UUID) -> None:
-        """Keep a bounded hint that this order is already in the log."""
-        self.durable_conversions[conversion_id] = None
-        if len(self.durable_conversions) > limits.DUPLICATE_HINTS_MAX:
-            self.durable_conversions.popitem(last=False)
+    def has_taken(self, conversion: Hashable) -> bool:
+        """Whether this was said of an order before; it is from now on. A bounded hint: call once it is in the log."""
+        if conversion in self._taken:
+            return True
+        self._taken[conversion] = None
+        if len(self._taken) > limits.DUPLICATE_HINTS_MAX:
+            self._taken.popitem(last=False)
+        return False

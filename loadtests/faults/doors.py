@@ -23,7 +23,7 @@ from loadtests.faults.edges import RunningEdge, link, offer, programme
 from loadtests.faults.odd_requests import Said
 from schemas import click_id, events, redis_keys
 from schemas.click_id import ClickKeys
-from schemas.events import Click, Conversion
+from schemas.events import Click, Conversion, Intake
 from schemas.links import Cap, Config, Domain, Landing, Partner, Targeting
 from schemas.redis import done, publishing
 
@@ -133,6 +133,8 @@ def _content(event: events.Event) -> str:
     """An event without what is its own: id and time."""
     if isinstance(event, Conversion):
         event = msgspec.structs.replace(event, intake_id=event.conversion_id, event_at_ms=0)
+    elif isinstance(event, Intake):
+        event = msgspec.structs.replace(event, intake_id=_NO_ID)
     elif isinstance(event, Click):
         event = msgspec.structs.replace(event, id=_NO_ID)
     return events.encode(event).decode()

@@ -1,8 +1,10 @@
-"""Bad input at the edge's doors is refused in its door's shape, writes nothing, counts nothing, and breaks nothing."""
+"""Bad input at the edge's doors is refused in its door's shape, counts nothing and breaks nothing. Of an advertiser it
+is kept as what was rejected; of anybody else nothing is."""
 
 import asyncio
 import gzip
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
@@ -69,7 +71,6 @@ REFUSED_CLICKS = {
     "an offer that cannot be one": (request("/c?offer_id=%ff&affiliate_id=1"), "not_found"),
     "an unknown offer without a fallback": (request("/aff_c?offer_id=78&aff_id=acme"), "not_found"),
     "a code in a parameter that cannot be one": (request("/click.php?key=%00"), "not_found"),
-    "a conversion at a click's door": (request("/click.php?cnv_id=1"), "bad_request"),
     "65 parameters at a published door": (request("/c?" + "&".join(f"a{n}=1" for n in range(65))), "bad_request"),
     "a query of 20 kB at a published door": (request("/acme/77/?sub1=" + "x" * 20_000), "too_long"),
     "a look at an unknown code": (request("/c/unknown+"), "not_found"),
@@ -113,6 +114,9 @@ REFUSED_CONVERSIONS = {
     "an amount in words": (postback(amount="ten"), "bad_amount"),
     "an amount with two marks": (postback(amount="1.234,50"), "bad_amount"),
     "an unknown currency": (postback(currency="XXX"), "unknown_currency"),
+    "nobody's conversion at a click's door": (request("/click.php?cnv_id=1"), "missing_token"),
+    "nobody's conversion at the root": (request("/?nid=1"), "missing_token"),
+    "nobody's conversion at a path with a token": (request(f"/nobody/postback?click_id={CLICK}"), "wrong_token"),
     "no token": (postback(token=""), "missing_token"),
     "a wrong token": (postback(token="wrong"), "wrong_token"),
     "a token of bad UTF-8": (request(f"/postback?click_id={CLICK}&token=%ff"), "bad_parameters"),
@@ -156,14 +160,23 @@ REFUSED_CONVERSIONS = {
     "json: absurd minor units": (posted({"click_id": CLICK, "amount_minor": 10**18}), "absurd_amount"),
     "json: negative minor units": (posted({"click_id": CLICK, "amount_minor": -1}), "negative_amount"),
     "json: both amounts": (conversion(amount_minor=1000), "bad_amount"),
-    "json: a huge body": (posted(b'{"order_id":"' + b"x" * limits.BODY_BYTES_MAX + b'"}'), "too_large"),
+    "json: a huge body": (posted(b'{"order_id":"' + b"x" * limits.CONVERSIONS_BYTES_MAX + b'"}'), "too_large"),
     "json: a bomb": (posted(gzip.compress(b" " * 10_000_000), **{"Content-Encoding": "gzip"}), "too_large"),
     "json: a body that is not what it says": (posted(b"abc", **{"Content-Encoding": "gzip"}), "bad_parameters"),
     "json: an empty list": (posted({"conversions": []}), "bad_parameters"),
-    "json: too long a list": (posted({"conversions": [{}] * 101}), "bad_parameters"),
+    "json: too long a list": (posted({"conversions": [{}] * 1001}), "bad_parameters"),
     "json: no list": (posted({"conversions": 1}), "bad_parameters"),
     "json: a list and more": (posted({"conversions": [{}], "x": 1}), "bad_parameters"),
 }
+# What could not be read as far as its token, or within its limits.
+UNREAD = {
+    "a token of bad UTF-8", "a parameter said twice, differently", "65 parameters", "a form of raw bytes",
+    "a form of bad UTF-8", "json: a body that is not what it says",
+}  # fmt: skip
+NOT_KEPT = {
+    "missing_token", "wrong_token", "too_long", "too_large", "method_not_allowed", "unsupported_media_type",
+    "unknown_key",
+}  # fmt: skip
 
 
 async def counters(publisher: Filled) -> list[bytes]:
@@ -187,7 +200,7 @@ async def test_a_bad_click_gets_an_error_and_leaves_no_trace(running: RunningEdg
     assert (await edges.get(running.port, "/c/demo")).status == 302
 
 
-async def test_a_bad_conversion_gets_a_receipt_with_its_reason_and_leaves_no_trace(
+async def test_a_bad_conversion_gets_a_receipt_with_its_reason_and_only_what_an_advertiser_sent_is_kept(
     running: RunningEdge, publisher: Filled
 ) -> None:
     for name, (raw, reason) in REFUSED_CONVERSIONS.items():
@@ -199,7 +212,14 @@ async def test_a_bad_conversion_gets_a_receipt_with_its_reason_and_leaves_no_tra
         assert (found.status == 503) == (reason == "unknown_key"), name
         assert ("retry-after" in found.headers) == (found.status == 503), name
         assert TOKEN.encode() not in found.body, name
-    assert await nothing_was_written(running, publisher)
+    kept = Counter(reason for name, (_, reason) in REFUSED_CONVERSIONS.items() if name not in UNREAD)
+    wrote = running.wrote()
+    assert {type(event) for event in wrote} == {events.Intake}
+    assert Counter(event.reason for event in wrote) == Counter(
+        {reason: n for reason, n in kept.items() if reason not in NOT_KEPT}
+    )
+    assert not any(TOKEN in body.decode() for body in edges.bodies(running.folder))
+    assert await counters(publisher) == []
     assert (await ask(running.port, postback())).json()["result"] == "accepted"
 
 
@@ -231,7 +251,9 @@ async def test_of_many_conversions_the_bad_ones_are_refused_and_the_good_ones_wr
     assert results == [
         ("accepted", None), ("rejected", "bad_click_id"), ("rejected", "bad_parameters"), ("accepted", None),
     ]  # fmt: skip
-    assert len(running.wrote()) == 2
+    assert [type(event) for event in running.wrote()] == [
+        events.Conversion, events.Intake, events.Intake, events.Conversion
+    ]  # fmt: skip
 
 
 async def test_many_conversions_of_which_one_is_to_be_sent_again_are_503(running: RunningEdge) -> None:

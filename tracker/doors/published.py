@@ -8,7 +8,8 @@ from aiohttp import web
 from schemas.errors import Refused
 from schemas.limits import EXTERNAL_ID_MAX
 from tracker import params
-from tracker.doors.click import follow, no_such_link, stored
+from tracker.doors import postbacks
+from tracker.doors.click import Find, follow, no_such_link, stored
 from tracker.edge import Edge
 from tracker.steps import Click, Target
 
@@ -18,12 +19,24 @@ _NAME = re.compile(NAME, re.ASCII)
 
 async def by_parameters(request: web.Request, edge: Edge) -> web.Response:
     """`GET|HEAD /c`, `/aff_c`, `/click` `?offer_id=&affiliate_id=`, or what others call them."""
-    return await follow(request, edge, _pair)
+    return await _or_postback(request, edge, _pair)
 
 
 async def click_php(request: web.Request, edge: Edge) -> web.Response:
     """`GET|HEAD /click.php`: `?key=` with a link's code, whatever else is said, or `?offer_id=&affiliate_id=`."""
-    return await follow(request, edge, _by_key)
+    return await _or_postback(request, edge, _by_key)
+
+
+async def root(request: web.Request, edge: Edge) -> web.Response:
+    """`GET /`: no link leads through here."""
+    return await _or_postback(request, edge, _nowhere)
+
+
+async def _or_postback(request: web.Request, edge: Edge, find: Find) -> web.Response:
+    """Some trackers take conversions where they take clicks."""
+    if postbacks.is_postback(request):
+        return await postbacks.postback(request, edge)
+    return await follow(request, edge, find)
 
 
 async def prosper202(request: web.Request, edge: Edge) -> web.Response:
@@ -46,9 +59,11 @@ async def by_path(request: web.Request, edge: Edge) -> web.Response:
 
 async def _by_key(edge: Edge, received: Click) -> Target:
     said = received.params = params.read(received.query)
-    if "cnv_id" in said:
-        raise Refused("bad_request", "a conversion is not taken here", "cnv_id")
     return await stored(edge, said["key"], received.host) if "key" in said else await _pair(edge, received)
+
+
+async def _nowhere(edge: Edge, received: Click) -> Target:
+    raise no_such_link()
 
 
 async def _by_t202id(edge: Edge, received: Click) -> Target:

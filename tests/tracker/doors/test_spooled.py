@@ -54,7 +54,8 @@ async def test_a_spooled_conversion_is_accepted_with_202(spooling: RunningEdge) 
     first, again = [await buy(spooling, click_id, "one") for _ in range(2)]
     assert (first.status, first.json()["result"]) == (202, "accepted")
     assert (again.status, again.json()["result"]) == (202, "duplicate")
-    assert first.json().keys() == {"result", "reason", "conversion_id"}
+    assert first.json().keys() == {"result", "reason", "conversion_id", "status_url"}
+    assert first.json()["status_url"] == f"/v1/conversions/{first.json()['conversion_id']}"
     assert spooling.edge.tally.totals == {"spooled": 1, "conversion_spooled": 2}
 
 
