@@ -29,7 +29,14 @@ from schemas.settings import (
     load,
 )
 
-IMPORTED = ("advertisers", "partners", "offers", "links")  # in the order in which they need each other
+# what a file may bring and by what each is found again, in the order in which they need each other
+IMPORTED = {
+    "advertisers": "external_id",
+    "partners": "external_id",
+    "offers": "external_id",
+    "links": "external_id",
+    "clicks": "click_id",
+}
 app = typer.Typer(
     help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",
     no_args_is_help=True,
@@ -269,7 +276,7 @@ def keys_revoke(
     ask(revoke(settings.database_url, key_id))
 
 
-def _importing(kind: str) -> Callable[..., None]:
+def _importing(kind: str, name: str) -> Callable[..., None]:
     def command(
         file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV (.csv) or JSON lines (.jsonl).")],
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
@@ -284,7 +291,7 @@ def _importing(kind: str) -> Callable[..., None]:
         whole = run(kind, file, place(api_url, data), Console(), dry_run=dry_run)
         raise typer.Exit(0 if whole else 1)
 
-    command.__doc__ = f"""Make or change {kind} as a file says, each found again by its external_id.
+    command.__doc__ = f"""Make or change {kind} as a file says, each found again by its {name}.
 
     Rows that cannot be are left out; they are in FILE.errors.csv with the reason, to be put right and imported from
     there, and the exit is 1. Stopped in the middle, the same command goes on. docs/switching.md has the columns.
@@ -293,7 +300,7 @@ def _importing(kind: str) -> Callable[..., None]:
 
 
 for kind, commands in brought.items():
-    commands.command("import")(_importing(kind))
+    commands.command("import")(_importing(kind, IMPORTED[kind]))
 
 
 @app.command()

@@ -29,6 +29,8 @@ _FORMATS: dict[str, Format] = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".js
 _TYPES = {form: kind for kind, form in sheets.CONTENT_TYPES.items()}
 _READ_BYTES = 1 << 18
 _ERRORS_SHOWN = 5
+# what names a row, and the columns that tell it from another's
+_NAMES = {"external_id": ("external_id",), "code": ("code", "domain", "domain_id"), "click_id": ("click_id",)}
 
 
 class Error(NamedTuple):
@@ -153,7 +155,7 @@ def _refusal(record: Record, header: Header | None, seen: set[int]) -> Refused |
         row = sheets.read_row(record, header)
     except Refused as refusal:
         return refusal
-    for name, parts in (("external_id", ("external_id",)), ("code", ("code", "domain", "domain_id"))):
+    for name, parts in _NAMES.items():
         named = hash((name, *(str(row.get(part)) for part in parts)))
         if row.get(name) and named in seen:
             return Refused("conflict", f"an earlier row has the {name} {row[name]} already", name)

@@ -127,6 +127,30 @@ async def test_a_dry_run_changes_nothing_and_finds_what_is_wrong(clickdam: Comma
     assert await clickdam.db.fetchval("SELECT count(*) FROM partner") == 0
 
 
+async def test_clicks_of_another_tracker_come_like_everything_else(clickdam: Commands, tmp_path: Path) -> None:
+    await clickdam.db.execute(
+        """INSERT INTO advertiser (name, token_sha256) VALUES ('a', 'a');
+           INSERT INTO partner (name) VALUES ('p');
+           INSERT INTO offer (advertiser_id, name, destination_url, currency)
+           VALUES (1, 'o', 'https://o.example', 'EUR');
+           INSERT INTO link (code, offer_id, partner_id) VALUES ('go', 1, 1)"""
+    )
+    when, file = "2026-11-01T10:00:00Z", tmp_path / "clicks.csv"
+    rows = [f"c{n},{when},go,s{n}" for n in range(limits.IMPORT_BATCH_ROWS)]
+    file.write_text("\n".join(["click_id,clicked_at,link_code,sub1", *rows, f"c0,{when},go,other", f"x,{when},no,"]))
+    code, said = await clickdam("clicks", "import", file, "--dry-run")
+    assert (code, "1,000 created" in said, "nothing was changed" in said) == (1, True, True)
+    code, said = await clickdam("clicks", "import", file)
+    assert (code, "1,000 created" in said, "2 failed" in said) == (1, True, True)
+    assert await clickdam.db.fetchval("SELECT subs ->> 'sub1' FROM imported_click WHERE foreign_id = 'c0'") == "s0"
+    errors = (tmp_path / "clicks.csv.errors.csv").read_text()
+    assert "an earlier row has the click_id c0 already" in errors
+    assert "there is no link" in errors
+    file.write_text("\n".join(["click_id,clicked_at,link_code,sub1", *rows]))
+    code, said = await clickdam.imports("clicks", file)
+    assert (code, "1,000 unchanged" in said) == (0, True)
+
+
 async def test_an_import_that_was_stopped_says_how_to_go_on_and_does(clickdam: Commands, tmp_path: Path) -> None:
     """Ctrl-C in the middle, and the whole file again."""
     file = tmp_path / "partners.csv"
