@@ -38,7 +38,6 @@ WHERE day >= $1 AND day < $2 AND ($3::text IS NULL OR currency = $3) AND ($4::te
   AND (day, currency, in_currency) > ($5, $6, $7)
 ORDER BY day, currency, in_currency LIMIT $8
 """
-_FIRST, _LAST = date(2000, 1, 1), date(2100, 1, 1)
 
 
 class RateBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,7 +83,8 @@ async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/exchange-rates?from&to&currency&in_currency&limit&cursor` -> `{data, truncated, next_cursor}`, by day;
     `to` is not included."""
     given = parameters(request, ("from", "to", "currency", "in_currency", "limit", "cursor"))
-    since, until = _day("from", given.get("from", str(_FIRST))), _day("to", given.get("to", str(_LAST)))
+    since = _day("from", given["from"]) if "from" in given else date.min
+    until = _day("to", given["to"]) if "to" in given else date.max
     currencies = [given.get(name) for name in ("currency", "in_currency")]
     for name, code in zip(("currency", "in_currency"), currencies, strict=True):
         check_currency(code, name)
@@ -159,7 +159,7 @@ def _day(name: str, text: str) -> date:
 def _cursor(text: str | None) -> tuple[date, str, str]:
     """Where the next page goes on: after this rate."""
     if text is None:
-        return _FIRST, "", ""
+        return date.min, "", ""
     try:
         day, currency, in_currency = text.split(".")
         if not {currency, in_currency} <= money.EXPONENT.keys():

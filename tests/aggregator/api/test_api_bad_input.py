@@ -63,7 +63,7 @@ BAD_PAYOUTS: list[Any] = [
     None,
     "cpa",
     {},
-    {"model": "cpl", "amount_minor": 1, "currency": "EUR"},
+    {"model": "cpc", "amount_minor": 1, "currency": "EUR"},
     {"model": "cpa", "currency": "EUR"},
     {"model": "cpa", "amount_minor": 1},
     {**CPA, "percent": "5"},

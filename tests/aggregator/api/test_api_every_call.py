@@ -48,6 +48,7 @@ CALLS = [
     DELETE /v1/offers/{id}                          admin               offers.write
     GET    /v1/offers/{id}/terms                    admin               offers.read
     POST   /v1/offers/{id}/terms                    admin               offers.write
+    POST   /v1/offers/{id}/rerate                   admin               offers.write
     GET    /v1/offers/{id}/partners                 admin               offers.read
     PUT    /v1/offers/{id}/partners/{partner_id}    admin               offers.write
     GET    /v1/links                                admin               links.read
@@ -67,6 +68,12 @@ CALLS = [
     PATCH  /v1/coupons/{id}                         admin               coupons.write
     DELETE /v1/coupons/{id}                         admin               coupons.write
     POST   /v1/clicks/import                        admin               clicks.write
+    GET    /v1/exchange-rates                       admin               rates.read
+    PUT    /v1/exchange-rates                       admin               rates.write
+    POST   /v1/exchange-rates/import                admin               rates.write
+    POST   /v1/periods/{period}/close               admin               adjustments.write
+    GET    /v1/adjustments                          admin               adjustments.read
+    POST   /v1/adjustments                          admin               adjustments.write
     GET    /v1/me                                   partner,advertiser  me.read
     GET    /v1/me/offers                            partner             me.read
     GET    /v1/me/offers/{id}                       partner             me.read
@@ -119,7 +126,8 @@ class Programme:
     def path(self, template: str) -> str:
         kind = template.partition("/{id}")[0].rpartition("/")[2]
         filled = template.replace("{id}", str(self.ids.get(kind)))
-        return filled.replace("{partner_id}", str(self.ids["partners"])).replace("{incarnation}", "gone")
+        filled = filled.replace("{partner_id}", str(self.ids["partners"])).replace("{period}", "2026-01")
+        return filled.replace("{incarnation}", "gone")
 
     def body(self, method: str, template: str) -> Any:
         if method in ("GET", "DELETE"):
@@ -155,6 +163,14 @@ async def programme(admin: Client, made: Made, db: Connection) -> Programme:
         ("PATCH", "/v1/domains/{id}"): {"own_links": True},
         ("POST", "/v1/offers"): offer_body(made.advertiser_id),
         ("POST", "/v1/offers/{id}/terms"): {"model": "cpa", "amount_minor": 1, "currency": "EUR"},
+        ("POST", "/v1/offers/{id}/rerate"): {"from": "2026-01-01", "to": "2026-02-01", "reason": "agreed"},
+        ("PUT", "/v1/exchange-rates"): {"day": "2026-01-01", "currency": "USD", "in_currency": "EUR", "rate": "0.9"},
+        ("POST", "/v1/adjustments"): {
+            "partner_id": made.partner_id,
+            "amount_minor": 500,
+            "currency": "EUR",
+            "reason": "bonus",
+        },
         ("PUT", "/v1/offers/{id}/partners/{partner_id}"): {"status": "approved"},
         ("POST", "/v1/links"): {"offer_id": made.offer_id, "partner_id": made.partner_id},
         ("PATCH", "/v1/links/{id}"): {"status": "paused"},
