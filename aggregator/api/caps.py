@@ -1,6 +1,6 @@
 """Caps: how much an offer, a partner, or a partner on an offer may bring in a period.
 
-Edges keep those on clicks. The others are settings for whoever settles conversions.
+Edges keep those on clicks, aggregators the others, when they approve conversions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from aggregator.api import rows
 from aggregator.api.calling import Api, Id, answer, given, path_id, read_body
 from aggregator.api.terms import check_currency
 from aggregator.api.writing import Change, changing, respond
+from aggregator.conversions import caps as counting
 from aggregator.db.connect import Row, acquire
 from schemas import limits, redis_keys
 from schemas.errors import Refused
@@ -30,18 +31,22 @@ Kind = Literal["clicks", "conversions", "payout", "revenue"]
 OverCap = Literal["fallback", "pass"]
 MONEY = ("payout", "revenue")
 AMOUNTS = ("clicks", "conversions", "amount_minor")
-COLUMNS = ("id", "offer_id", "partner_id", "kind", "period", "amount", "currency", "over_cap", "created_at")
+OverCapStatus = Literal["pending", "rejected"]
+COLUMNS = (
+    "id", "offer_id", "partner_id", "kind", "period", "amount", "currency", "over_cap", "over_cap_status", "created_at",
+)  # fmt: skip
 _FIXED = ("offer_id", "partner_id", "kind", "period", "currency")
 _TIMEZONE = "SELECT coalesce((SELECT timezone FROM offer WHERE id = $1), timezone) FROM programme"
 _INSERT = """
-INSERT INTO cap (offer_id, partner_id, kind, period, amount, currency, over_cap) VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT DO NOTHING RETURNING *
+INSERT INTO cap (offer_id, partner_id, kind, period, amount, currency, over_cap, over_cap_status)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING *
 """
 
 
 class CapBody(msgspec.Struct, forbid_unknown_fields=True):
     """On an offer, a partner, or both. The amount is named for the kind: `clicks`, `conversions`, or for `payout` and
-    `revenue` `amount_minor` with its `currency`."""
+    `revenue` `amount_minor` with its `currency`. `over_cap` says what happens to clicks beyond it, `over_cap_status`
+    what becomes of conversions."""
 
     kind: Kind
     period: Period
@@ -52,6 +57,7 @@ class CapBody(msgspec.Struct, forbid_unknown_fields=True):
     amount_minor: Amount | UnsetType = UNSET
     currency: str | None = None
     over_cap: OverCap = "fallback"
+    over_cap_status: OverCapStatus | UnsetType = UNSET
 
 
 class CapChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -61,6 +67,7 @@ class CapChange(msgspec.Struct, forbid_unknown_fields=True):
     conversions: Amount | UnsetType = UNSET
     amount_minor: Amount | UnsetType = UNSET
     over_cap: OverCap | UnsetType = UNSET
+    over_cap_status: OverCapStatus | UnsetType = UNSET
     offer_id: Any = UNSET
     partner_id: Any = UNSET
     kind: Any = UNSET
@@ -69,30 +76,36 @@ class CapChange(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
-    """`POST /v1/caps {offer_id?, partner_id?, kind, period, clicks | conversions | amount_minor + currency, over_cap?}`
-    -> the cap; `live` once edges keep it."""
+    """`POST /v1/caps {offer_id?, partner_id?, kind, period, clicks | conversions | amount_minor + currency, over_cap?,
+    over_cap_status?}` -> the cap; `live` once edges keep it."""
     body = await read_body(request, CapBody)
     amount = _amount(given(body), body.kind)
     _check_new(body, amount)
     async with changing(api, request) as change:
         row = await change.db.fetchrow(
-            _INSERT, body.offer_id, body.partner_id, body.kind, body.period, amount, body.currency, body.over_cap
-        )
+            _INSERT, body.offer_id, body.partner_id, body.kind, body.period, amount, body.currency, body.over_cap,
+            body.over_cap_status or "pending",
+        )  # fmt: skip
         if row is None:
             raise Refused("conflict", "there is a cap of this kind and period there already: change that one", "period")
         await rows.touch(change, *_owner(row))
         await _check_room(change, body.partner_id)
+        await counting.begin(change.db, row["id"], int(time.time() * 1000))
         await change.record("create_cap", f"cap:{row['id']}", after=shown(row))
         change.answers(shown(row), 201, row["version"])
     return await respond(api, change)
 
 
 async def get(api: Api, request: web.Request) -> web.Response:
-    """`GET /v1/caps/{id}` -> the cap, its version as ETag; `used` in the present period, as edges count it."""
+    """`GET /v1/caps/{id}` -> the cap, its version as ETag; `used` in the present period: clicks as edges count
+    them, what is approved as it was counted."""
     async with acquire(api.pool) as db:
         row = await rows.one(db, "cap", path_id(request, "cap"))
         timezone = await db.fetchval(_TIMEZONE, row["offer_id"])
-    return answer(shown(row) | {"used": await _used(api, row, timezone)}, version=row["version"])
+        begins = begins_s(row["period"], timezone, int(time.time() * 1000))
+        used = None if row["kind"] == "clicks" else await counting.used(db, row["id"], begins)
+    used = await _clicks(api, row, begins) if row["kind"] == "clicks" else used
+    return answer(shown(row) | {"used": used}, version=row["version"])
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
@@ -101,7 +114,8 @@ async def listed(api: Api, request: web.Request) -> web.Response:
 
 
 async def patch(api: Api, request: web.Request) -> web.Response:
-    """`PATCH /v1/caps/{id} {clicks | conversions | amount_minor, over_cap?}`, `If-Match` -> the cap as it is now."""
+    """`PATCH /v1/caps/{id} {clicks | conversions | amount_minor, over_cap?, over_cap_status?}`, `If-Match` -> the cap
+    as it is now."""
     cap_id = path_id(request, "cap")
     body = await read_body(request, CapChange)
     for name in _FIXED:
@@ -139,7 +153,8 @@ def shown(row: Row) -> dict[str, Any]:
 
 def named(cap: Mapping[str, Any]) -> dict[str, Any]:
     """The same with its amount under the name that its kind gives it."""
-    kept = {name: value for name, value in cap.items() if name not in ("amount", "currency")}
+    dropped = {"amount", "currency"} | ({"over_cap_status"} if cap["kind"] == "clicks" else set())
+    kept = {name: value for name, value in cap.items() if name not in dropped}
     if cap["kind"] in MONEY:
         return kept | {"amount_minor": cap["amount"], "currency": cap["currency"]}
     return kept | {cap["kind"]: cap["amount"]}
@@ -163,21 +178,26 @@ def _check_new(body: CapBody, amount: int | None) -> None:
     if (body.kind in MONEY) != (body.currency is not None):
         raise Refused("bad_value", "a cap on payout or revenue has a currency, and no other one", "currency")
     check_currency(body.currency)
+    _check_over(given(body), body.kind)
 
 
 def _changes(body: CapChange, former: Row) -> dict[str, Any]:
     values = given(body)
     amount = _amount(values, former["kind"])
     changes: dict[str, Any] = {} if amount is None else {"amount": amount}
-    return changes | ({"over_cap": values["over_cap"]} if "over_cap" in values else {})
+    _check_over(values, former["kind"])
+    return changes | {name: values[name] for name in ("over_cap", "over_cap_status") if name in values}
 
 
-async def _used(api: Api, cap: Row, timezone: str) -> int | None:
+def _check_over(values: Mapping[str, Any], kind: str) -> None:
+    if kind == "clicks" and "over_cap_status" in values:
+        raise Refused("bad_value", "a cap on clicks has over_cap: conversions it knows nothing of", "over_cap_status")
+
+
+async def _clicks(api: Api, cap: Row, begins: int) -> int | None:
     """Clicks of the present period, by Redis, where edges count and what Postgres has is known too. None where it is
-    away, and for what edges do not count."""
-    if cap["kind"] != "clicks":
-        return None
-    key = redis_keys.cap(cap["id"], begins_s(cap["period"], timezone, int(time.time() * 1000)))
+    away."""
+    key = redis_keys.cap(cap["id"], begins)
     try:
         return max(int(clicks or 0) for clicks in await done(api.redis.hmget(key, ["counted", "settled"])))
     except RedisError:

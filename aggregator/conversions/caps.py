@@ -17,11 +17,12 @@ from schemas.money import round_minor
 from schemas.outcomes import Status
 from schemas.periods import begins_s
 
-_CAPS = """
+_COLUMNS = """
 SELECT cap.id, coalesce(offer_id, 0), coalesce(partner_id, 0), kind, period, amount, cap.currency, over_cap_status,
        coalesce(offer.timezone, programme.timezone)
-FROM programme, cap LEFT JOIN offer ON offer.id = offer_id
-WHERE kind <> 'clicks' AND (offer_id IS NULL OR offer_id = ANY ($1::int[]))
+FROM programme, cap LEFT JOIN offer ON offer.id = offer_id WHERE kind <> 'clicks'
+"""
+_CAPS = f"""{_COLUMNS} AND (offer_id IS NULL OR offer_id = ANY ($1::int[]))
       AND (partner_id IS NULL OR partner_id = ANY ($2::int[]))
 ORDER BY cap.id
 """
@@ -36,6 +37,17 @@ _USE = """
 UPDATE cap_use SET used = taken.used
 FROM unnest($1::int[], $2::timestamptz[], $3::bigint[]) AS taken (cap_id, begins, used)
 WHERE (cap_use.cap_id, cap_use.begins) = (taken.cap_id, taken.begins)
+"""
+# What its period has already when a cap is set; money in other currencies is left out.
+_BEGIN = """
+INSERT INTO cap_use (cap_id, begins, used)
+SELECT $1, $2, coalesce(sum(CASE kind WHEN 'conversions' THEN conversions
+                                      WHEN 'payout' THEN payout_minor ELSE revenue_minor END), 0)
+FROM cap LEFT JOIN conversion_rollup AS held
+     ON quarter >= $2 AND (cap.offer_id IS NULL OR held.offer_id = cap.offer_id)
+    AND (cap.partner_id IS NULL OR held.partner_id = cap.partner_id)
+    AND (kind = 'conversions' OR held.currency = cap.currency)
+WHERE cap.id = $1
 """
 
 
@@ -108,6 +120,21 @@ async def read_caps(db: Database, offer_ids: Iterable[int], partner_ids: Iterabl
     """The caps on conversions and money that hold for any of these offers and partners."""
     rows = await db.fetch(_CAPS, sorted(set(offer_ids)), sorted(set(partner_ids)))
     return [Cap(*row) for row in rows]
+
+
+async def begin(db: Database, cap_id: int, now_ms: int) -> None:
+    """Count what is approved already in the present period of a cap that was just set. What is approved beside it, at
+    the same moment, is not counted; one on clicks is not counted here at all."""
+    row = await db.fetchrow(f"{_COLUMNS} AND cap.id = $1", cap_id)
+    if row is not None:
+        cap = Cap(*row)
+        await db.execute(_BEGIN, cap_id, at(begins_s(cap.period, cap.timezone, now_ms) * 1000))
+
+
+async def used(db: Database, cap_id: int, begins: int) -> int:
+    """How much of a cap is used in the period that begins then (s since 1970)."""
+    held = await db.fetchval("SELECT used FROM cap_use WHERE cap_id = $1 AND begins = $2", cap_id, at(begins * 1000))
+    return held or 0
 
 
 def _concerns(cap: Cap, approval: Approval) -> bool:

@@ -98,7 +98,47 @@ async def test_a_click_cap_tells_how_much_of_its_present_period_is_used(
     for counted, settled, used in ((7, 5, 7), (7, 9, 9)):
         await done(redis.hset(key, mapping={"counted": counted, "settled": settled}))
         assert (await admin("GET", path))[1]["used"] == used
-    assert (await admin("GET", f"/v1/caps/{other['id']}"))[1]["used"] is None
+    assert (await admin("GET", f"/v1/caps/{other['id']}"))[1]["used"] == 0
+
+
+async def test_a_cap_on_what_is_approved_counts_what_its_period_has_when_it_is_set(
+    admin: Any, made: Any, db: Connection
+) -> None:
+    """Of its own offer or partner, in its own currency, since its own period began."""
+    offer, partner = {"offer_id": made.offer_id}, {"partner_id": made.partner_id}
+    for currency, age, offer_id, partner_id in (
+        ("EUR", "0", made.offer_id, made.partner_id), ("USD", "0", made.offer_id, made.partner_id),
+        ("EUR", "40 days", made.offer_id, made.partner_id), ("EUR", "0", 99, made.partner_id),
+        ("EUR", "0", made.offer_id, 99),
+    ):  # fmt: skip
+        await db.execute(
+            """INSERT INTO conversion_rollup (quarter, link_id, currency, shard, conversions, sale_amount_minor,
+                                              payout_minor, offer_id, partner_id, revenue_minor)
+               VALUES (date_trunc('hour', now()) - $1::text::interval, 1, $2, 0, 1, 0, 10, $3, $4, 100)""",
+            age, currency, offer_id, partner_id,
+        )  # fmt: skip
+    money = {"amount_minor": 1000, "currency": "EUR"}
+    for body, used in (
+        ({"kind": "conversions", "period": "hour", "conversions": 9} | offer, 3),
+        ({"kind": "conversions", "period": "total", "conversions": 9} | offer, 4),
+        ({"kind": "payout", "period": "hour"} | money | offer | partner, 10),
+        ({"kind": "payout", "period": "total"} | money | partner, 30),
+        ({"kind": "revenue", "period": "hour"} | money | partner, 200),
+    ):
+        status, cap = await admin("POST", "/v1/caps", json=body)
+        assert (status, cap["over_cap_status"]) == (201, "pending")
+        _, found = await admin("GET", f"/v1/caps/{cap['id']}")
+        assert found["used"] == used, body
+
+
+async def test_a_cap_says_what_becomes_of_conversions_beyond_it(admin: Any, made: Any, db: Connection) -> None:
+    body = {"kind": "conversions", "period": "day", "conversions": 9, "offer_id": made.offer_id}
+    _, cap = await admin("POST", "/v1/caps", json=body | {"over_cap_status": "rejected"})
+    assert cap["over_cap_status"] == "rejected"
+    _, cap = await admin("PATCH", f"/v1/caps/{cap['id']}", json={"over_cap_status": "pending"})
+    assert cap["over_cap_status"] == await db.fetchval("SELECT over_cap_status FROM cap") == "pending"
+    _, clicks = await admin("POST", "/v1/caps", json=CLICKS | {"offer_id": made.offer_id})
+    assert "over_cap_status" not in clicks
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
@@ -117,12 +157,15 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *(("period", CLICKS | {"offer_id": 1, "period": period}) for period in ("", "year", None)),
     *(("over_cap", CLICKS | {"offer_id": 1, "over_cap": value}) for value in ("", "block", None)),
     ("timezone", CLICKS | {"offer_id": 1, "timezone": "UTC"}),
+    ("over_cap_status", CLICKS | {"offer_id": 1, "over_cap_status": "pending"}),
+    ("over_cap_status", {"offer_id": 1, "kind": "conversions", "period": "day", "over_cap_status": "approved"}),
 ]
 BAD_CHANGES: list[tuple[str, dict[str, Any]]] = [
     *((name, {name: 1}) for name in ("offer_id", "partner_id", "kind", "period", "currency", "conversions", "id")),
     ("amount_minor", {"amount_minor": 1, "clicks": 1}),
     ("clicks", {"clicks": None}),
     ("over_cap", {"over_cap": None}),
+    ("over_cap_status", {"over_cap_status": "pending"}),
 ]
 
 
