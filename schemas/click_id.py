@@ -30,6 +30,8 @@ SIZE_BYTES = 38
 TEXT_LENGTH = 51
 KEY_NUMBERS = range(32)
 _HEAD = struct.Struct(">B16sIII")
+_IDS = struct.Struct(">III")
+_BYTES = tuple(bytes((n,)) for n in range(256))
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
@@ -127,18 +129,22 @@ def uuid7_bytes(at_ms: int, random: bytes) -> bytes:
     )
 
 
-def uuid_text(uuid: bytes) -> str:
-    """How a UUID is written (RFC 9562, 4): a third of what `str(UUID(...))` takes."""
-    digits = uuid.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 def mint(key: ClickKey, uuid: bytes, link_id: int, offer_id: int, partner_id: int, click_class: int) -> str:
     """The text of a new click id. `uuid` is the 16 bytes of a UUIDv7; ids are u32, 0 where unknown."""
-    head = _HEAD.pack(VERSION << 5 | key.number, uuid, link_id, offer_id, partner_id)
+    return mint_packed(key, uuid, pack(link_id, offer_id, partner_id), click_class)
+
+
+def pack(link_id: int, offer_id: int, partner_id: int) -> bytes:
+    """What all click ids of a link have in common."""
+    return _IDS.pack(link_id, offer_id, partner_id)
+
+
+def mint_packed(key: ClickKey, uuid: bytes, ids: bytes, click_class: int) -> str:
+    """`mint` with what `pack` made."""
+    head = _BYTES[VERSION << 5 | key.number] + uuid + ids
     digest = _digest(key, head, click_class)
-    raw = b"%b%c%b\0" % (head, click_class ^ digest[8], digest[:8])
-    return str(b2a_base64(raw, newline=False).translate(_URL_SAFE)[:TEXT_LENGTH], "ascii")
+    raw = head + _BYTES[click_class ^ digest[8]] + digest[:8] + b"\0"
+    return b2a_base64(raw, newline=False).translate(_URL_SAFE)[:TEXT_LENGTH].decode("ascii")
 
 
 def read(keys: ClickKeys, text: str) -> ClickId:
@@ -177,7 +183,7 @@ def _class_of(key: ClickKey, raw: bytes) -> ClickClass:
 
 def _digest(key: ClickKey, head: bytes, click_class: int) -> bytes:
     digest = _keyed(key.secret).copy()
-    digest.update(b"%b%c" % (head, click_class))
+    digest.update(head + _BYTES[click_class])
     return digest.digest()
 
 

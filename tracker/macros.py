@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote_plus, urlsplit
 
 from schemas.limits import VALUE_MAX
 from tracker import params
+from tracker.click_event import written
 
 if TYPE_CHECKING:
     from tracker.steps import Click, Target
@@ -42,6 +43,10 @@ def _at(form: str) -> Source:
     return lambda click, target, click_id: datetime.fromtimestamp(click.at_ms // 1000, UTC).strftime(form)
 
 
+def _click_id(click: Click, target: Target, click_id: str) -> str:
+    return click_id
+
+
 def _nothing(click: Click, target: Target, click_id: str) -> str:
     return ""
 
@@ -49,17 +54,17 @@ def _nothing(click: Click, target: Target, click_id: str) -> str:
 # What only the operator's own destinations may say; in a deep link, which anybody can write, they are empty.
 _PRIVATE = frozenset({"offer_name", "affiliate_name", "advertiser_id"})
 MACROS: Mapping[str, Source] = {
-    "click_id": lambda click, target, click_id: click_id,
+    "click_id": _click_id,
     "offer_id": _of_offer(lambda offer: str(offer.id)),
     "offer_name": _of_offer(lambda offer: offer.name),
     "advertiser_id": _of_offer(lambda offer: str(offer.advertiser_id)),
     "affiliate_id": _of_partner(lambda partner: str(partner.id)),
     "affiliate_name": _of_partner(lambda partner: partner.name),
-    "country": lambda click, target, click_id: click.country,
-    "device": lambda click, target, click_id: click.device,
-    "os": lambda click, target, click_id: click.os,
-    "browser": lambda click, target, click_id: click.browser,
-    "ip": lambda click, target, click_id: click.network,
+    "country": lambda click, target, click_id: click.place.country,
+    "device": lambda click, target, click_id: click.agent.device,
+    "os": lambda click, target, click_id: click.agent.os,
+    "browser": lambda click, target, click_id: click.agent.browser,
+    "ip": lambda click, target, click_id: click.place.network,
     "user_agent": lambda click, target, click_id: click.user_agent,
     "referer": lambda click, target, click_id: referer_host(click.referer),
     "timestamp": lambda click, target, click_id: str(click.at_ms // 1000),
@@ -96,7 +101,9 @@ def fill(template: Template, click: Click, target: Target, click_id: str) -> str
     """The URL with every macro replaced by its value, percent-encoded."""
     filled, parts = template
     for source, is_private, literal in parts:
-        if not (is_private and click.deep_link):
+        if source is _click_id:
+            filled += click_id  # needs no encoding
+        elif not (is_private and click.deep_link):
             filled += _encoded(source(click, target, click_id))
         filled += literal
     return filled
@@ -151,7 +158,16 @@ def referer_host(referer: str) -> str:
     return _host("/".join(referer.split("/", 3)[:3])) if referer else ""
 
 
+def referer_written(referer: str) -> str:
+    """The host as part of an event."""
+    return _host_written("/".join(referer.split("/", 3)[:3])) if referer else ""
+
+
 @lru_cache(maxsize=4_096)
+def _host_written(site: str) -> str:
+    return written({"referer": _host(site)})
+
+
 def _host(site: str) -> str:
     try:
         return (urlsplit(site).hostname or "")[:VALUE_MAX]

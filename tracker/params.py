@@ -62,7 +62,7 @@ def pairs(query: str) -> list[tuple[str, str]]:
 
     `&amp;` is what is left of `&` in links that were copied out of a page's source, or escaped twice."""
     if _PLAIN.fullmatch(query) and query.count("&") < QUERY_PARAMS_MAX:
-        return [(name, value) for name, _, value in (part.partition("=") for part in query.split("&") if part)]
+        return [(name, value) for name, _, value in [part.partition("=") for part in query.split("&") if part]]
     query = query.replace("&amp;", "&")
     return parse_qsl(query, keep_blank_values=True, errors="replace", max_num_fields=QUERY_PARAMS_MAX)
 

@@ -5,27 +5,26 @@ Two things follow a click's last step, whatever it was: its id is minted with it
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
-from uuid import UUID
 
 import msgspec
 
-from schemas import events
-from schemas.click_id import ClickKey, mint, uuid7_bytes, uuid_text
+from schemas.click_id import ClickKey, mint_packed, pack
 from schemas.links import Asked, Block, Domain, Link, Offer, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
-from tracker import deep_links, macros, params, visitor
+from tracker import click_event, deep_links, macros, params, visitor
 from tracker.caps import CapPeriod, CapTotals, concerning
 from tracker.rotation import choose
 from tracker.targeting import off_target
+from tracker.uuids import uuid7
+from tracker.visitor import Agent, Place
 
 
 class Target(msgspec.Struct, frozen=True):
     """Where a request leads: its link (none where an offer and a partner were named instead), offer and partner, and
-    the domain of ours it came by; None where there is none. `steps` are those that can have something to do for it."""
+    the domain of ours it came by; None where there is none. `steps` are those that can have something to do for it;
+    `packed` and `written` are its ids as they are part of a click id and of an event, 0 where there is none."""
 
     programme: Programme
     link: Link | None = None
@@ -33,9 +32,21 @@ class Target(msgspec.Struct, frozen=True):
     partner: Partner | None = None
     domain: Domain | None = None
     steps: tuple[Step, ...] = ()
+    link_id: int = 0
+    partner_id: int = 0
+    packed: bytes = b""
+    written: str = ""
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "steps", tuple(step for step in STEPS if _concerned(step, self)))
+        link_id, offer_id, partner_id = (of.id if of else 0 for of in (self.link, self.offer, self.partner))
+        for name, value in {
+            "steps": tuple(step for step in STEPS if _concerned(step, self)),
+            "link_id": link_id,
+            "partner_id": partner_id,
+            "packed": pack(link_id, offer_id, partner_id),
+            "written": click_event.written_ids(link_id, offer_id, partner_id),
+        }.items():
+            msgspec.structs.force_setattr(self, name, value)
 
 
 class Click(msgspec.Struct):
@@ -54,12 +65,8 @@ class Click(msgspec.Struct):
     click_class: ClickClass = ClickClass.NORMAL
     reason: Reason = Reason.NONE
     visitor: str = ""
-    network: str = ""
-    country: str = ""
-    device: str = ""
-    os: str = ""
-    browser: str = ""
-    robot: bool = False
+    place: Place = Place()
+    agent: Agent = Agent()
     destination: str | None = None
     deep_link: bool = False
     caps: tuple[CapPeriod, ...] = ()
@@ -105,25 +112,25 @@ def _concerned(step: Step, target: Target) -> bool:
 
 def put_params(click: Click, target: Target, known: Known) -> None:
     """Sub ids and the like, unless the door has read them already."""
+    if not click.query:
+        return
     click.params = click.params or params.read(click.query)
     if params.says_yes(click.params, "no_track"):
         click.uncounted = True
 
 
 def put_visitor(click: Click, target: Target, known: Known) -> None:
-    click.network = visitor.network(click.ip)
     click.visitor = visitor.visitor_hash(
         known.secret, click.at_ms, target.programme.timezone, click.ip, click.user_agent
     )
 
 
 def put_device(click: Click, target: Target, known: Known) -> None:
-    agent = visitor.read_agent(click.user_agent)
-    click.device, click.os, click.browser, click.robot = agent.device, agent.os, agent.browser, agent.robot
+    click.agent = visitor.read_agent(click.user_agent)
 
 
-def put_country(click: Click, target: Target, known: Known) -> None:
-    click.country = visitor.country(click.ip)
+def put_place(click: Click, target: Target, known: Known) -> None:
+    click.place = visitor.read_place(click.ip)
 
 
 @concerns(lambda to: to.offer is None or to.partner is None)
@@ -184,10 +191,10 @@ def drop_off_target(click: Click, target: Target, known: Known) -> None:
 
 def _seen(click: Click) -> dict[Asked, str]:
     return {
-        "country": click.country.lower(),
-        "device": click.device,
-        "os": click.os.lower(),
-        "browser": click.browser.lower(),
+        "country": click.place.country.lower(),
+        "device": click.agent.device,
+        "os": click.agent.os.lower(),
+        "browser": click.agent.browser.lower(),
         "language": visitor.language(click.languages),
     }
 
@@ -229,7 +236,7 @@ def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
     """A robot is flagged and kept, never hidden: it is redirected like anybody."""
     if not click.user_agent:
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.NO_USER_AGENT
-    elif click.robot or params.says_yes(click.params, "bot"):
+    elif click.agent.robot or params.says_yes(click.params, "bot"):
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.KNOWN_BOT
 
 
@@ -256,7 +263,7 @@ STEPS: tuple[Step, ...] = (
     put_params,
     put_visitor,
     put_device,
-    put_country,
+    put_place,
     drop_unknown_link,
     drop_blocked_partner,
     drop_paused,
@@ -295,26 +302,13 @@ def _fallback(target: Target) -> str | None:
 
 
 def _redirect(click: Click, target: Target, key: ClickKey) -> Decision:
-    uuid = uuid7_bytes(click.at_ms, _ten_random_bytes())
-    link_id = target.link.id if target.link else 0
-    offer_id = target.offer.id if target.offer else 0
-    partner_id = target.partner.id if target.partner else 0
+    uuid, uuid_text = uuid7(click.at_ms)
     click_class = ClickClass.UNCOUNTED if click.uncounted else click.click_class
-    location = _location(click, target, mint(key, uuid, link_id, offer_id, partner_id, click_class))
+    location = _location(click, target, mint_packed(key, uuid, target.packed, click_class))
     if click.uncounted:
         return Decision(click.reason, location)
-    event = _event(click, uuid_text(uuid), link_id, offer_id, partner_id)
-    return Decision(click.reason, location, event, link_id, partner_id, click.caps)
-
-
-def _tens_of_random_bytes() -> Iterator[bytes]:
-    """A system call for each would take longer than all else that makes an id."""
-    while True:
-        pool = os.urandom(10 * 1_000)
-        yield from (pool[at : at + 10] for at in range(0, len(pool), 10))
-
-
-_ten_random_bytes = _tens_of_random_bytes().__next__  # a worker is a process of its own from its first line: no fork
+    event = click_event.line(uuid_text, click_class, click.reason, click.visitor, _parts(click, target))
+    return Decision(click.reason, location, event, target.link_id, target.partner_id, click.caps)
 
 
 def _location(click: Click, target: Target, click_id: str) -> str:
@@ -332,30 +326,7 @@ def _location(click: Click, target: Target, click_id: str) -> str:
     return macros.pass_on(filled, click.query) if target.offer.pass_parameters else filled
 
 
-def _event(click: Click, click_uuid: str, link_id: int, offer_id: int, partner_id: int) -> bytes:
-    """The event as a line of the log. What is empty is not written."""
-    said = click.params
-    return _encode(
-        events.Click(
-            v=events.VERSION,
-            id=cast(UUID, click_uuid),  # written as it is; making a UUID of it takes as long as all the rest
-            link_id=link_id,
-            offer_id=offer_id,
-            partner_id=partner_id,
-            click_class=click.click_class,
-            reason=click.reason or "",
-            country=click.country,
-            device=click.device,
-            os=click.os,
-            browser=click.browser,
-            visitor=click.visitor,
-            ip=click.network,
-            referer=macros.referer_host(click.referer),
-            source_id=said.get("source_id", ""),
-            click_ref=said.get("click_ref", ""),
-            subs={name: value for name, value in said.items() if name in params.KEPT} if said else said,
-        )
-    )
-
-
-_encode = msgspec.json.Encoder().encode
+def _parts(click: Click, target: Target) -> str:
+    """What there is to write of a click beside its own fields."""
+    said = click_event.written_params(click.params) if click.params else ""
+    return target.written + click.agent.written + click.place.written + macros.referer_written(click.referer) + said

@@ -3,7 +3,7 @@
 Every function is a pure look-up, cached by its input: a surge repeats its networks and its User-Agents.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -15,18 +15,38 @@ import ua_parser
 from crawleruseragents import CRAWLER_USER_AGENTS_DATA
 from ua_parser_rs import UserAgentExtractor
 
+from tracker.click_event import written
+
 _QUARTER_MS = 900_000  # no zone's midnight falls inside a quarter hour
 _PREFIX = {4: 24, 6: 48}
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """What a User-Agent says: `device` is one of mobile, tablet, desktop, robot, other."""
+    """What a User-Agent says: `device` is one of mobile, tablet, desktop, robot, other. `written`: as part of an
+    event."""
 
-    device: str
-    os: str
-    browser: str
-    robot: bool
+    device: str = ""
+    os: str = ""
+    browser: str = ""
+    robot: bool = False
+    written: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        said = written({"device": self.device, "os": self.os, "browser": self.browser})
+        object.__setattr__(self, "written", said)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What an ip says: its network and the network's country, empty where unknown. `written`: as part of an event."""
+
+    network: str = ""
+    country: str = ""
+    written: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", written({"country": self.country, "ip": self.network}))
 
 
 def load_tables() -> None:
@@ -63,6 +83,11 @@ def _device(text: str, os: str) -> str:
 
 
 @lru_cache(maxsize=65_536)
+def read_place(ip: str) -> Place:
+    """Network and country of an ip."""
+    return Place(network(ip), country(ip))
+
+
 def network(ip: str) -> str:
     """The ip without its host: /24 of IPv4, /48 of IPv6. Empty for what is no ip."""
     address = _address(ip)
@@ -71,7 +96,6 @@ def network(ip: str) -> str:
     return str(ip_network((address, _PREFIX[address.version]), strict=False).network_address)
 
 
-@lru_cache(maxsize=65_536)
 def country(ip: str) -> str:
     """ISO 3166 code of the network's country, empty where unknown. From a table shipped with a library."""
     address = _address(ip)
@@ -96,12 +120,14 @@ def _address(ip: str) -> IPv4Address | IPv6Address | None:
 
 def visitor_hash(secret: bytes, at_ms: int, timezone: str, ip: str, user_agent: str) -> str:
     """16 hex digits that are the same for one ip and User-Agent within one day of the programme."""
-    key = _day_key(secret, at_ms // _QUARTER_MS, timezone)
-    return blake2b(f"{ip}\n{user_agent}".encode(errors="replace"), key=key, digest_size=8).hexdigest()
+    digest = _keyed(secret, at_ms // _QUARTER_MS, timezone).copy()
+    digest.update(f"{ip}\n{user_agent}".encode("utf-8", "replace"))
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=64)
-def _day_key(secret: bytes, quarter: int, timezone: str) -> bytes:
+def _keyed(secret: bytes, quarter: int, timezone: str) -> blake2b:
+    """The hash with the day's key taken in, to be copied."""
     at = datetime.fromtimestamp(quarter * _QUARTER_MS / 1000, UTC)
     day = at.astimezone(ZoneInfo(timezone)).date().isoformat()
-    return blake2b(day.encode(), key=secret, digest_size=32).digest()
+    return blake2b(key=blake2b(day.encode(), key=secret, digest_size=32).digest(), digest_size=8)

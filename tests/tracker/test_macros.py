@@ -13,6 +13,7 @@ from schemas.links import Partner
 from tracker import params
 from tracker.macros import compile_url, compiled, fill, pass_on, referer_host, without_parameter
 from tracker.steps import Click, Target
+from tracker.visitor import Agent, Place
 
 NOW = 1_795_399_200_000  # 2026-11-23T02:00:00Z
 TARGET = Target(
@@ -29,8 +30,7 @@ SAID = SUBS | {
 def click(**fields: Any) -> Click:
     seen: dict[str, Any] = {
         "at_ms": NOW, "ip": "203.0.113.77", "user_agent": "Mozilla/5.0 (X)", "referer": "https://me@blog.example/a?b=c",
-        "query": "", "params": SAID, "network": "203.0.113.0", "country": "US", "device": "mobile", "os": "iOS",
-        "browser": "Safari",
+        "query": "", "params": SAID, "place": Place("203.0.113.0", "US"), "agent": Agent("mobile", "iOS", "Safari"),
     }  # fmt: skip
     return Click(**(seen | fields))
 
