@@ -16,6 +16,7 @@ _CALLS = {
     "too_slow": 408,
     "conflict": 409,
     "not_approved": 409,
+    "over_cap": 409,
     "precondition_failed": 412,
     "too_large": 413,
     "too_long": 414,

@@ -1,59 +1,119 @@
-"""Change conversions by hand: the same states, caps and ledger as what senders say."""
+"""Change conversions by hand: the same states, caps and ledger as what senders say. The caller owns the transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 from uuid import UUID
 
+import asyncpg
+
+from aggregator.conversions import ledger, rows, states
+from aggregator.conversions.attribution import Owner
+from aggregator.conversions.ledger import Kind
+from aggregator.conversions.record import Move, over_caps, record
+from aggregator.conversions.rows import Change
+from aggregator.conversions.settle import know
+from aggregator.conversions.states import BY_HAND, Known, State
+from aggregator.conversions.terms import read_offers
 from aggregator.db.connect import Database
-from schemas.outcomes import Status
+from schemas.errors import Refused
+from schemas.outcomes import Held, Status
+
+AUTO = "auto"
+SHARD = -1  # of the rollups: nobody's but those who change by hand, and the tasks
 
 
 class Changed(NamedTuple):
-    """What became of a conversion; `refused` says why nothing did: a code of `schemas.errors` and a sentence."""
+    """What became of a conversion; `refused` says why nothing did."""
 
     conversion_id: UUID
     status: Status
-    refused: tuple[str, str] | None = None
+    refused: Refused | None = None
 
 
-async def approve(db: Database, ids: Collection[UUID], actor: str, reason: str, shard: int = -1) -> list[Changed]:
-    """Approve what is pending. `actor` is `admin:3`, or `auto`, which lifts nothing but the wait for approval. Of an id
-    that there is no conversion for nothing is answered."""
-    raise NotImplementedError
+Apply = Callable[[State, Known], State]  # raises Refused
 
 
-async def reject(db: Database, ids: Collection[UUID], actor: str, reason: str, shard: int = -1) -> list[Changed]:
+async def approve(
+    db: Database, ids: Iterable[UUID], actor: str, reason: str | None, shard: int = SHARD
+) -> list[Changed]:
+    """Approve what is pending, as far as caps have room. `actor` is `admin:3`, or `auto`, which lifts nothing but the
+    wait for approval. Answers sorted by id; nothing for an id that there is no conversion for."""
+
+    def apply(state: State, known: Known) -> State:
+        _allow(state, Status.APPROVED)
+        after = states.lifted(state, known, by_person=actor != AUTO)
+        if after.status is Status.PENDING:
+            raise Refused("conflict", f"it cannot be approved as long as it is {after.reason}")
+        return after
+
+    return await _change(db, ids, apply, actor, reason, shard)
+
+
+async def reject(
+    db: Database, ids: Iterable[UUID], actor: str, reason: str | None, shard: int = SHARD
+) -> list[Changed]:
     """Reject what is pending; what is approved is reversed."""
-    raise NotImplementedError
+    return await _state(db, ids, Status.REJECTED, actor, reason, None, shard)
 
 
 async def reverse(
-    db: Database,
-    ids: Collection[UUID],
-    actor: str,
-    reason: str,
-    kind: Literal["reversal", "chargeback"] = "reversal",
-    shard: int = -1,
+    db: Database, ids: Iterable[UUID], actor: str, reason: str | None, kind: Kind | None = None, shard: int = SHARD
 ) -> list[Changed]:
-    """Take back what is approved."""
-    raise NotImplementedError
+    """Take back what is approved; what is pending never will be. `kind` is the ledger's, `chargeback` or nothing."""
+    return await _state(db, ids, Status.REVERSED, actor, reason, kind, shard)
 
 
 async def refund(
     db: Database,
     conversion_id: UUID,
     actor: str,
-    reason: str,
+    reason: str | None,
     *,
     refund_minor: int | None = None,
     remaining_minor: int | None = None,
     event_id: str = "",
-    shard: int = -1,
+    shard: int = SHARD,
 ) -> Changed:
-    """Refund a part, named by `event_id` and counted once, or say what remains. Raises Refused."""
-    raise NotImplementedError
+    """Take a part of the amount back, which `event_id` names and which is counted once, or say what remains of it.
+    Raises Refused."""
+    if refund_minor is not None and not event_id:
+        raise Refused("missing_field", "a refund needs an event_id, or it might be counted twice", "event_id")
+    step = (conversion_id, f"refund:{event_id}")
+    await rows.lock(db, [conversion_id])
+    counted = refund_minor is None or step in await rows.read_steps(db, [step])
+
+    def apply(state: State, known: Known) -> State:
+        _allow(state, Status.REVERSED)
+        return states.settled(states.refunded(state, None if counted else refund_minor, remaining_minor), known)
+
+    changed = await _change(db, [conversion_id], apply, actor, reason, shard)
+    if not changed:
+        raise Refused("not_found", "there is no such conversion")
+    if changed[0].refused:
+        raise changed[0].refused
+    if not counted:
+        await rows.add_steps(db, [(*step, None)])
+    return changed[0]
+
+
+async def reprice(db: Database, ids: Iterable[UUID], shard: int = SHARD) -> list[Changed]:
+    """Work out again what waited for a rate that is there now."""
+    return await _change(db, ids, states.repriced, AUTO, "there is a rate", shard)
+
+
+async def give(db: Database, owners: Mapping[UUID, Owner], reason: str | None, shard: int = SHARD) -> list[Changed]:
+    """Give parked conversions to whom their clicks turned out to be of; others are left as they are."""
+    offers = await read_offers(db, {owner.offer_id for owner in owners.values()} - {0})
+
+    def apply(state: State, known: Known) -> State:
+        if state.held != Held.UNKNOWN_CLICK:
+            return state
+        known.owners.offers |= offers
+        return states.owned(state, owners[state.conversion_id], known)
+
+    return await _change(db, owners, apply, AUTO, reason, shard)
 
 
 async def adjust(
@@ -68,6 +128,64 @@ async def adjust(
     offer_id: int | None = None,
     once: str | None = None,
 ) -> int | None:
-    """Book an amount for a partner, or against it where it is negative; the entry's id. None where an entry of that
-    `once` is there already."""
-    raise NotImplementedError
+    """Book an amount for a partner, or against it where it is negative; the entry's id. None where there is an entry of
+    that `once` already."""
+    lines = ledger.balanced(ledger.Line(ledger.partner(partner_id), amount_minor, currency))
+    entry = ledger.Entry("adjustment", lines, actor, reason, None, offer_id, period, once)
+    try:
+        async with db.transaction():
+            return (await ledger.book(db, [entry]))[0]
+    except asyncpg.UniqueViolationError:
+        return None
+
+
+def _allow(state: State, status: Status) -> None:
+    if state.status not in BY_HAND[status]:
+        raise Refused("conflict", f"it is {state.status}, and cannot become {status}")
+
+
+async def _state(
+    db: Database,
+    ids: Iterable[UUID],
+    status: Status,
+    actor: str,
+    reason: str | None,
+    kind: Kind | None,
+    shard: int,
+) -> list[Changed]:
+    def apply(state: State, known: Known) -> State:
+        _allow(state, status)
+        return states.stated(state, status, known)
+
+    return await _change(db, ids, apply, actor, reason, shard, kind)
+
+
+async def _change(
+    db: Database,
+    ids: Iterable[UUID],
+    apply: Apply,
+    actor: str,
+    reason: str | None,
+    shard: int,
+    kind: Kind | None = None,
+) -> list[Changed]:
+    """Lock conversions, change those that may be changed, and write down what that leaves behind."""
+    locked = await rows.lock(db, ids)
+    known = await know(db, [], locked.values())
+    refused: dict[UUID, Refused] = {}
+    after = dict(locked)
+    for uuid, state in locked.items():
+        try:
+            after[uuid] = apply(state, known)
+        except Refused as error:
+            refused[uuid] = error
+    for uuid, status in (await over_caps(db, ((locked[uuid], one) for uuid, one in after.items()))).items():
+        if actor == AUTO:
+            after[uuid] = states.over_cap(after[uuid], status, known)
+        else:
+            refused[uuid] = Refused("over_cap", "a cap has no room for it")
+            after[uuid] = locked[uuid]
+    moves = [Move(locked[uuid], one, actor, reason, kind) for uuid, one in after.items() if one != locked[uuid]]
+    await rows.update(db, [move.after for move in moves])
+    await record(db, moves, [Change(locked[one.after.conversion_id], one.after, actor, reason) for one in moves], shard)
+    return [Changed(uuid, after[uuid].status, refused.get(uuid)) for uuid in sorted(after)]

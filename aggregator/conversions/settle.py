@@ -2,130 +2,222 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from uuid import UUID
 
-from aggregator.conversions.attribution import Decision, decide
+from aggregator.conversions import intakes, rows
+from aggregator.conversions.attribution import Owners, bind_customers, read_owners
+from aggregator.conversions.fold import CAPS, SENDER, Order, fold
+from aggregator.conversions.intakes import Outcome
+from aggregator.conversions.rates import day_of, read_rates
+from aggregator.conversions.record import Move, over_caps, record
+from aggregator.conversions.rows import Change
+from aggregator.conversions.states import NO_CURRENCY, Known, State, is_post, over_cap, step_of
 from aggregator.conversions.terms import read_offers
-from aggregator.db.connect import Connection
-from aggregator.db.instants import at, quarter
-from schemas.click_id import uuid_ms
+from aggregator.db.connect import Database
 from schemas.events import Conversion, Intake
 from schemas.outcomes import Result, Status
 
-_INTAKE = """
-INSERT INTO conversion_intake (intake_id, conversion_id, result)
-SELECT intake_id, conversion_id, $3 FROM unnest($1::uuid[], $2::uuid[]) AS new (intake_id, conversion_id)
-ON CONFLICT DO NOTHING RETURNING intake_id
-"""
-_DUPLICATES = "UPDATE conversion_intake SET result = $2 WHERE intake_id = ANY ($1::uuid[])"
-_COLUMNS = {
-    "conversion_id": "uuid", "intake_id": "uuid", "click_id": "uuid", "link_id": "int", "offer_id": "int",
-    "partner_id": "int", "advertiser_id": "int", "event": "text", "order_id": "text", "event_at": "timestamptz",
-    "received_at": "timestamptz", "status": "text", "reason": "text", "sale_amount_minor": "bigint",
-    "sale_currency": "text", "payout_minor": "bigint", "currency": "text",
-}  # fmt: skip
-_CONVERSION = f"""
-INSERT INTO conversion ({", ".join(_COLUMNS)})
-SELECT * FROM unnest({", ".join(f"${n}::{kind}[]" for n, kind in enumerate(_COLUMNS.values(), 1))})
-ON CONFLICT DO NOTHING RETURNING conversion_id
-"""  # noqa: S608
-_ROLLUP = """
-INSERT INTO conversion_rollup AS held
-    (quarter, link_id, offer_id, partner_id, currency, shard, conversions, sale_amount_minor, payout_minor)
-SELECT quarter, link_id, offer_id, partner_id, currency, $6, conversions, sale, payout
-FROM unnest($1::timestamptz[], $2::int[], $3::int[], $4::int[], $5::text[], $7::bigint[], $8::bigint[], $9::bigint[])
-    AS new (quarter, link_id, offer_id, partner_id, currency, conversions, sale, payout)
-ON CONFLICT (quarter, link_id, offer_id, partner_id, currency, shard) DO UPDATE
-    SET conversions = held.conversions + excluded.conversions,
-        sale_amount_minor = held.sale_amount_minor + excluded.sale_amount_minor,
-        payout_minor = held.payout_minor + excluded.payout_minor
-"""
+Intakes = dict[UUID, Conversion | Intake]
+Orders = dict[UUID, Order]
 
 
-class _Settled(NamedTuple):
-    event: Conversion
-    decision: Decision
+async def settle(db: Database, of: Sequence[Conversion | Intake], shard: int) -> int:
+    """Apply intakes, each once, and answer how many conversions that made.
 
+    1 read what is there  2 bind customers  3 decide  4 write the intakes down  5 insert new orders  6 lock what is
+    there and changes, and decide again  7 what waited for the new  8 repeats  9 caps  10 write what changed:
+    conversions, ledger, rollups  11 correct what was written down of the intakes
 
-async def settle(db: Connection, intakes: Sequence[Conversion | Intake], shard: int) -> int:
-    """Write what is new and answer how many orders that were.
-
-    A copy of an intake vanishes; a further intake for an order is kept as its duplicate. Of several in one batch the
-    first in the order of the log wins. Ids are written sorted, so that partitions side by side do not deadlock.
+    A bounded number of statements, whatever the batch holds. Locks are taken in the same order by everybody, sorted
+    within: customers, intakes, new conversions, those that are there, caps, rollups.
     """
-    conversions = [event for event in intakes if isinstance(event, Conversion)]
-    if not conversions:
+    fresh = await intakes.unseen(db, of) if of else {}  # 1
+    if not fresh:
         return 0
-    new = await _take_in(db, conversions)
-    offers = await read_offers(db, (event.offer_id for event in new))
-    candidates = _first_by_order(new)
-    settled = await _write(db, [_Settled(event, decide(event, offers.get(event.offer_id))) for event in candidates])
-    await _mark_duplicates(db, new, settled)
-    await _roll_up(db, settled, shard)
-    return len(settled)
+    there = await _read(db, _conversions(fresh))
+    known = await know(db, _posts(fresh), there.values())
+    await _bind(db, _unknown(fresh, there), known)  # 2
+    orders = await _decide(db, fresh, there, known)  # 3
+    guessed = _outcomes(fresh, orders)
+    if lost := fresh.keys() - await intakes.claim(db, fresh, guessed):  # 4
+        fresh = {intake_id: one for intake_id, one in fresh.items() if intake_id not in lost}
+        orders = await _decide(db, fresh, there, known)
+    new = await _insert(db, orders)  # 5
+    await _lock(db, orders, new, known)  # 6
+    fresh |= await _apply_waiting(db, orders, new, known)  # 7
+    repeats = await _repeat(db, orders, known)  # 8
+    await _hold_to_caps(db, orders, known)  # 9
+    await _write(db, orders, shard)  # 10
+    final = _outcomes(fresh, orders)
+    await intakes.correct(db, {uuid: one for uuid, one in final.items() if guessed.get(uuid) != one}, fresh)  # 11
+    return len(new) + repeats
 
 
-async def _take_in(db: Connection, conversions: Sequence[Conversion]) -> list[Conversion]:
-    """The intakes seen for the first time, in the order of the log."""
-    by_intake: dict[UUID, Conversion] = {}
-    for event in conversions:
-        by_intake.setdefault(event.intake_id, event)
-    ordered = [by_intake[intake_id] for intake_id in sorted(by_intake)]
-    rows = await db.fetch(
-        _INTAKE, [event.intake_id for event in ordered], [event.conversion_id for event in ordered], Result.ACCEPTED
-    )
-    new = {row["intake_id"] for row in rows}
-    return [event for event in by_intake.values() if event.intake_id in new]
+async def settle_waiting(db: Database, limit: int, shard: int = -1) -> int:
+    """Apply changes whose order came while they were being written down, so that neither has seen the other. How many
+    there were."""
+    overdue = await intakes.overdue(db, limit)
+    there = await _read(db, await intakes.waiting(db, overdue))
+    await rows.lock(db, there)
+    waiting: Intakes = {one.intake_id: one for one in await intakes.waiting(db, overdue)}
+    known = await know(db, [], there.values())
+    orders = await _decide(db, waiting, there, known)
+    await _lock(db, orders, set(), known)
+    await _hold_to_caps(db, orders, known)
+    await _write(db, orders, shard)
+    await intakes.correct(db, _outcomes(waiting, orders), waiting)
+    return len(waiting)
 
 
-def _first_by_order(intakes: Sequence[Conversion]) -> list[Conversion]:
-    """One intake for each order, the first of the log, sorted by the order's id."""
-    first = {event.conversion_id: event for event in reversed(intakes)}
-    return [first[conversion_id] for conversion_id in sorted(first)]
+async def know(db: Database, posts: Sequence[Conversion], states: Collection[State]) -> Known:
+    """What is needed to say what becomes of these, at most a dozen statements."""
+    owners = await read_owners(db, posts) if posts else Owners({}, {}, {}, {}, set())
+    await _know_offers(db, owners, states)
+    currencies = {one.currency for one in posts} | {one.sale_currency for one in states}
+    currencies |= {currency for offer in owners.offers.values() for currency in offer.currencies}
+    days = {day_of(one.event_at_ms) for one in posts} | {day_of(one.event_at_ms) for one in states}
+    return Known(owners, await read_rates(db, currencies - {"", NO_CURRENCY}, days))
 
 
-async def _write(db: Connection, candidates: list[_Settled]) -> list[_Settled]:
-    """The orders that were new."""
-    if not candidates:
-        return []
-    rows = await db.fetch(_CONVERSION, *zip(*map(_row, candidates), strict=True))
-    new = {row["conversion_id"] for row in rows}
-    return [settled for settled in candidates if settled.event.conversion_id in new]
+async def _know_offers(db: Database, owners: Owners, states: Iterable[State]) -> None:
+    missing = {state.offer_id for state in states} - owners.offers.keys() - {0}
+    if missing:
+        owners.offers |= await read_offers(db, missing)
 
 
-async def _mark_duplicates(db: Connection, intakes: Iterable[Conversion], settled: Iterable[_Settled]) -> None:
-    winners = {event.intake_id for event, _ in settled}
-    losers = [event.intake_id for event in intakes if event.intake_id not in winners]
-    if losers:
-        await db.execute(_DUPLICATES, losers, Result.DUPLICATE)
+def _conversions(fresh: Intakes) -> list[Conversion]:
+    return [one for one in fresh.values() if isinstance(one, Conversion)]
 
 
-async def _roll_up(db: Connection, settled: Iterable[_Settled], shard: int) -> None:
-    """Add what was approved to the rollups, in the order of the rows' keys."""
-    sums: dict[tuple[int, int, int, int, str], list[int]] = {}
-    for event, decision in settled:
-        if decision.status is Status.APPROVED:
-            begins_ms = quarter(event.event_at_ms)
-            key = (begins_ms, event.link_id, event.offer_id, event.partner_id, decision.currency)
-            row = sums.setdefault(key, [0, 0, 0])
-            row[0] += 1
-            row[1] += event.amount_minor or 0
-            row[2] += decision.payout_minor or 0
-    if sums:
-        keys = sorted(sums)
-        quarters, *others = zip(*keys, strict=True)
-        conversions, sales, payouts = zip(*(sums[key] for key in keys), strict=True)
-        begins = [at(quarter_ms) for quarter_ms in quarters]
-        await db.execute(_ROLLUP, begins, *others, shard, conversions, sales, payouts)
+def _posts(fresh: Intakes) -> list[Conversion]:
+    return [one for one in _conversions(fresh) if is_post(one)]
 
 
-def _row(settled: _Settled) -> tuple[Any, ...]:
-    event, decision = settled
-    return (
-        event.conversion_id, event.intake_id, event.click_uuid, event.link_id, event.offer_id, event.partner_id,
-        event.advertiser_id, event.event, event.order_id or None, at(event.event_at_ms),
-        at(uuid_ms(event.intake_id)), decision.status, decision.reason or None, event.amount_minor,
-        event.currency, decision.payout_minor, decision.currency,
-    )  # fmt: skip
+def _id(event: Conversion, there: Mapping[UUID, State]) -> UUID:
+    """What its order is called: as it was before its offer's scope changed, where it is there by that name."""
+    former = event.former_id
+    return former if former and former in there and event.conversion_id not in there else event.conversion_id
+
+
+def _unknown(fresh: Intakes, there: Mapping[UUID, State]) -> list[Conversion]:
+    """The first posts of orders that are not there."""
+    first: dict[UUID, Conversion] = {}
+    for event in _posts(fresh):
+        first.setdefault(_id(event, there), event)
+    return [event for uuid, event in first.items() if uuid not in there]
+
+
+async def _read(db: Database, events: Iterable[Conversion]) -> dict[UUID, State]:
+    ids = {uuid for event in events for uuid in (event.conversion_id, event.former_id) if uuid}
+    return await rows.read(db, ids) if ids else {}
+
+
+async def _bind(db: Database, events: Sequence[Conversion], known: Known) -> None:
+    owned = [(event, known.owner(event)) for event in events if event.customer_id]
+    if owned:
+        await bind_customers(db, owned, known.owners)
+
+
+async def _decide(db: Database, fresh: Intakes, there: Mapping[UUID, State], known: Known) -> Orders:
+    events: dict[UUID, list[Conversion]] = {}
+    for event in _conversions(fresh):
+        events.setdefault(_id(event, there), []).append(event)
+    counted = await _counted(db, events, there)
+    return {uuid: fold(uuid, there.get(uuid), some, known, counted.get(uuid, ())) for uuid, some in events.items()}
+
+
+async def _counted(
+    db: Database, events: Mapping[UUID, Iterable[Conversion]], there: Collection[UUID]
+) -> dict[UUID, set[str]]:
+    """The steps of these events that were counted, by order."""
+    asked = {(uuid, step) for uuid in events if uuid in there for one in events[uuid] if (step := step_of(one))}
+    counted: dict[UUID, set[str]] = {}
+    for uuid, step in await rows.read_steps(db, asked):
+        counted.setdefault(uuid, set()).add(step)
+    return counted
+
+
+def _outcomes(fresh: Intakes, orders: Orders) -> dict[UUID, Outcome]:
+    """What came of each intake."""
+    outcomes = {intake_id: one for order in orders.values() for intake_id, one in order.outcomes.items()}
+    for one in fresh.values():
+        if isinstance(one, Intake):
+            outcomes[one.intake_id] = Outcome(None, Result(one.result), one.reason)
+    return outcomes
+
+
+async def _insert(db: Database, orders: Orders) -> set[UUID]:
+    """Those of the new orders that nobody else was about to insert."""
+    new = {uuid: order.after for uuid, order in orders.items() if order.before is None and order.after is not None}
+    inserted = await rows.insert(db, new.values())
+    for uuid in inserted:
+        orders[uuid].written = new[uuid]
+    return inserted
+
+
+async def _lock(db: Database, orders: Orders, new: Collection[UUID], known: Known) -> None:
+    """Decide again, now that nobody else can change them, what becomes of orders that are there."""
+    ids = {
+        uuid for uuid, order in orders.items()
+        if order.changes_what_is_there or (order.is_new and uuid not in new)
+    }  # fmt: skip
+    if not ids:
+        return
+    there = await rows.lock(db, ids)
+    await _know_offers(db, known.owners, there.values())
+    counted = await _counted(db, {uuid: orders[uuid].events for uuid in ids}, there)
+    for uuid in ids:
+        orders[uuid] = fold(uuid, there.get(uuid), orders[uuid].events, known, counted.get(uuid, ()))
+
+
+async def _apply_waiting(db: Database, orders: Orders, new: Collection[UUID], known: Known) -> Intakes:
+    """What waited for orders that are there now."""
+    waiting = await intakes.waiting(db, new)
+    for event in waiting:
+        orders[event.conversion_id].events.append(event)
+    for uuid in {event.conversion_id for event in waiting}:
+        written = orders[uuid].written
+        orders[uuid] = fold(uuid, None, orders[uuid].events, known)
+        orders[uuid].written = written
+    return {event.intake_id: event for event in waiting}
+
+
+async def _repeat(db: Database, orders: Orders, known: Known) -> int:
+    """Make the further conversions of orders that are there; how many. Who makes one has locked its order."""
+    made = {
+        event.conversion_id: (order, fold(event.conversion_id, None, [event], known))
+        for order in orders.values() for event in order.repeats
+    }  # fmt: skip
+    new = await rows.insert(db, [repeat.after for _, repeat in made.values() if repeat.after])
+    for uuid, (order, repeat) in made.items():
+        if uuid in new:
+            repeat.written = repeat.after
+            orders[uuid] = repeat
+            order.outcomes |= repeat.outcomes
+        else:
+            order.outcomes |= {intake_id: Outcome(uuid, Result.DUPLICATE) for intake_id in repeat.outcomes}
+    return len(new)
+
+
+async def _hold_to_caps(db: Database, orders: Orders, known: Known) -> None:
+    """What a cap has no room for is not approved; what would raise an approved one is refused."""
+    moves = [(order.before, order.after) for order in orders.values() if order.after is not None]
+    for uuid, status in (await over_caps(db, moves)).items():
+        order = orders[uuid]
+        assert order.after is not None
+        if order.before is not None and order.before.status is Status.APPROVED:
+            orders[uuid] = fold(uuid, order.before, order.events, known, order.counted, no_more=True)
+        else:
+            held = over_cap(order.after, status, known)
+            if order.before is not None:
+                order.changes.append(Change(order.after, held, CAPS, held.reason))
+            order.after = held
+
+
+async def _write(db: Database, orders: Orders, shard: int) -> None:
+    moved = [order for order in orders.values() if order.after is not None and order.after != order.before]
+    await rows.update(db, [order.after for order in moved if order.after and order.after != order.written])
+    await rows.add_steps(db, [step for order in orders.values() for step in order.steps])
+    moves = [Move(order.before, order.after, SENDER) for order in moved if order.after]
+    await record(db, moves, [change for order in orders.values() for change in order.changes], shard)

@@ -16,7 +16,7 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from aggregator.conversions.attribution import REJECTED, Owner
+from aggregator.conversions.attribution import REJECTED, Owner, Owners, attribute
 from aggregator.conversions.rates import Rates, day_of
 from aggregator.conversions.terms import Offer, price
 from schemas.click_id import uuid_ms
@@ -114,10 +114,16 @@ class State(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Known(NamedTuple):
-    """What statuses and money are worked out by."""
+    """What statuses and money are worked out by: whose an order is, by which terms, at which rates."""
 
-    offers: Mapping[int, Offer]
+    owners: Owners
     rates: Rates
+
+    def offer(self, offer_id: int) -> Offer | None:
+        return self.owners.offers.get(offer_id)
+
+    def owner(self, event: Conversion) -> Owner:
+        return attribute(event, self.owners)
 
 
 class Applied(NamedTuple):
@@ -144,18 +150,17 @@ def step_of(event: Conversion) -> str | None:
     return event.event_id if is_post(event) else f"refund:{event.event_id}"
 
 
-def apply(state: State | None, event: Conversion, owner: Owner, known: Known, *, seen: bool = False) -> Applied:
-    """What becomes of an order, None for one that is not known. `owner` is whose the event's order would be; `seen`:
-    its step was counted before."""
+def apply(state: State | None, event: Conversion, known: Known, *, seen: bool = False) -> Applied:
+    """What becomes of an order, None for one that is not known. `seen`: the event's step was counted before."""
     if state is None:
         if not is_post(event):
             return Applied(None, Result.WAITING)
-        made = _made(event, owner, known)
+        made = _made(event, known)
         return Applied(settled(made, known), Result.ACCEPTED, changed=True, step=_counted(event, made, known))
     if event.advertiser_id != state.advertiser_id:
         return Applied(state, Result.REJECTED, Held.NOT_YOUR_CLICK)
     if is_post(event):
-        return _posted_again(state, event, owner, known, seen=seen)
+        return _posted_again(state, event, known, seen=seen)
     return _changed(state, event, known, seen=seen)
 
 
@@ -169,20 +174,27 @@ def stated(state: State, status: Status, known: Known) -> State:
     return settled(replace(state, said=state.said | {status}), known)
 
 
+def refunded(state: State, refund_minor: int | None, remaining_minor: int | None) -> State:
+    """With an amount given back, and at most what is said to remain; before anything follows from it."""
+    said = [minor for minor in (state.remaining_minor, remaining_minor) if minor is not None]
+    refunds_minor = state.refunds_minor + (refund_minor or 0)
+    return replace(state, refunds_minor=refunds_minor, remaining_minor=min(said, default=None))
+
+
 def repriced(state: State, known: Known) -> State:
     """Once more, because there is a rate now."""
     return settled(replace(state, held="") if state.held == Held.NO_RATE else state, known)
 
 
-def over_cap(state: State, status: Status, reason: str, known: Known) -> State:
-    """Not approved, because a cap has no room for it."""
+def over_cap(state: State, status: Status, known: Known) -> State:
+    """Not approved (`status`: pending, or rejected), because a cap has no room for it."""
     said = state.said - {LIFTED} | ({Status.REJECTED} if status is Status.REJECTED else frozenset())
-    return settled(replace(state, held=reason, said=said), known)
+    return settled(replace(state, held=Held.OVER_CAP, said=said), known)
 
 
 def owned(state: State, owner: Owner, known: Known) -> State:
     """A parked conversion whose owner became known."""
-    offer = known.offers.get(owner.offer_id)
+    offer = known.offer(owner.offer_id)
     currency = offer.currency if offer and state.sale_currency == NO_CURRENCY else state.sale_currency
     made = replace(
         state, click_id=owner.click_uuid, click_class=owner.click_class, link_id=owner.link_id,
@@ -193,7 +205,7 @@ def owned(state: State, owner: Owner, known: Known) -> State:
 
 def settled(state: State, known: Known) -> State:
     """With the status and the money that follow from the facts."""
-    offer = known.offers.get(state.offer_id)
+    offer = known.offer(state.offer_id)
     net_minor = _net(state)
     paid = price(
         offer, state.partner_id, state.event, uuid_ms(state.click_id) if state.click_id else state.event_at_ms,
@@ -245,9 +257,10 @@ def _net(state: State) -> int | None:
     return net_minor if state.remaining_minor is None else min(net_minor, state.remaining_minor)
 
 
-def _made(event: Conversion, owner: Owner, known: Known) -> State:
+def _made(event: Conversion, known: Known) -> State:
     """A new order, before anything follows from it."""
-    offer = known.offers.get(owner.offer_id)
+    owner = known.owner(event)
+    offer = known.offer(owner.offer_id)
     made = State(
         conversion_id=event.conversion_id, intake_id=event.intake_id, click_id=owner.click_uuid,
         link_id=owner.link_id, offer_id=owner.offer_id, partner_id=owner.partner_id,
@@ -295,7 +308,7 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 
 def _policy(state: State, known: Known) -> str:
-    offer = known.offers.get(state.offer_id)
+    offer = known.offer(state.offer_id)
     return offer.duplicates if offer else "ignore"
 
 
@@ -310,11 +323,11 @@ def _counted(event: Conversion, state: State, known: Known) -> str | None:
     return step_of(event) if counts else None
 
 
-def _posted_again(state: State, event: Conversion, owner: Owner, known: Known, *, seen: bool) -> Applied:
+def _posted_again(state: State, event: Conversion, known: Known, *, seen: bool) -> Applied:
     """A further post of an order: an approval, what the advertiser's policy makes of it, or a duplicate. What its
     server says takes the place of what a page said."""
     if event.door != PIXEL and state.door == PIXEL and LIFTED not in state.said:
-        after = _taken_over(state, event, owner, known)
+        after = _taken_over(state, event, known)
         return _outcome(state, after, known, event, _counted(event, state, known))
     if (event.door == PIXEL) != (state.door == PIXEL):
         return Applied(state, Result.DUPLICATE)
@@ -338,15 +351,8 @@ def _changed(state: State, event: Conversion, known: Known, *, seen: bool) -> Ap
         return Applied(state, Result.REJECTED, NoChange.EVENT_ID_MISSING)
     if _differs(state, event) and not (event.refund_minor is None and event.remaining_minor is None):
         return Applied(state, Result.REJECTED, NoChange.CURRENCY_DIFFERS)
-    after = _with_words(state, event)
-    counts = event.refund_minor is not None and event.event_id and not seen
-    if counts:
-        after = replace(after, refunds_minor=state.refunds_minor + (event.refund_minor or 0))
-    if event.remaining_minor is not None:
-        least = min(
-            event.remaining_minor, event.remaining_minor if state.remaining_minor is None else state.remaining_minor
-        )
-        after = replace(after, remaining_minor=least)
+    counts = event.refund_minor is not None and bool(event.event_id) and not seen
+    after = refunded(_with_words(state, event), event.refund_minor if counts else None, event.remaining_minor)
     return _outcome(state, after, known, event, step_of(event) if counts else None)
 
 
@@ -378,9 +384,9 @@ def _worth(state: State) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _taken_over(state: State, event: Conversion, owner: Owner, known: Known) -> State:
+def _taken_over(state: State, event: Conversion, known: Known) -> State:
     """What the order is by its server's post; what became of it since stays."""
-    made = _made(event, owner, known)
+    made = _made(event, known)
     return replace(
         made, conversion_id=state.conversion_id, refunds_minor=state.refunds_minor,
         remaining_minor=state.remaining_minor, said=state.said - {Status.PENDING} | made.said,

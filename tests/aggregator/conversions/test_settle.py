@@ -79,14 +79,19 @@ async def test_the_first_in_the_order_of_the_log_wins(seed: int, db: Connection)
     assert await db.fetchval("SELECT sale_amount_minor FROM conversion") == batch[0].amount_minor
 
 
-async def test_what_is_pending_or_rejected_is_in_no_rollup(db: Connection) -> None:
+async def test_what_is_pending_or_rejected_is_counted_and_pays_nothing(db: Connection) -> None:
     pending = conversion(currency="USD", amount_minor=700)
     rejected = conversion(event_at_ms=now_ms() + 40 * 86_400_000)
     assert await settle(db, [pending, rejected], shard=0) == 2
     rows = await db.fetch("SELECT status, reason, sale_amount_minor, sale_currency FROM conversion ORDER BY status")
     assert [tuple(row)[:2] for row in rows] == [("pending", "no_rate"), ("rejected", "after_window")]
     assert tuple(rows[0])[2:] == (700, "USD")
-    assert await db.fetchval("SELECT count(*) FROM conversion_rollup") == 0
+    rolled = await db.fetch(
+        "SELECT currency, conversions, pending, rejected, sale_amount_minor, payout_minor FROM conversion_rollup"
+        " ORDER BY pending"
+    )
+    assert [tuple(row) for row in rolled] == [("EUR", 0, 0, 1, 0, 0), ("EUR", 0, 1, 0, 0, 0)]
+    assert await db.fetchval("SELECT count(*) FROM ledger_entry") == 0
 
 
 async def test_terms_changed_later_do_not_change_the_past(db: Connection) -> None:
