@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
+import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
@@ -27,6 +29,7 @@ from schemas.links import CODE
 from tracker.doors.click import HEADERS, asked, to_record
 from tracker.edge import Edge
 from tracker.framing import Framing
+from tracker.log.recorder import Answered
 from tracker.steps import Click, decide
 
 log = structlog.get_logger()
@@ -43,6 +46,7 @@ _HEADERS = re.compile(
     rf"\n(user-agent|referer|host|accept-language|x-forwarded-for|{'|'.join(sorted(_AIOHTTPS))}):[ \t]*([^\r]*)",
     re.IGNORECASE | re.ASCII,
 )
+_FOUND = b"HTTP/1.1 302 Found\r\nLocation: "
 _FIXED = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 _BODY = {"GET": "Content-Length: 0\r\n", "HEAD": ""}  # as aiohttp says it
 
@@ -64,18 +68,28 @@ class Arrivals:
 
     def _look(self) -> None:
         came, self._came = self._came, []
+        now_ms, now = self._edge.clock.now_ms(), self._loop.time()
         try:
-            asked = [_read(self._edge, connection.peer, data) for connection, data in came]
+            asked = [_read(self._edge, now_ms, connection.peer, data) for connection, data in came]
             decided = [_decided(self._edge, asks) if asks else None for asks in asked]
         except Exception:
             log.exception("lane_failed")
             decided = [None] * len(came)
+        waiting: list[Answered] = []
         for (connection, data), of in zip(came, decided, strict=True):
             try:
-                connection.go(data, of)
+                if of is None:
+                    connection.pass_on(data)
+                    continue
+                connection.take(data, of.size_bytes, now)
+                if of.event is None:
+                    connection.answer(of.answer)
+                else:
+                    waiting.append((of.event, connection, of.answer))
             except Exception:
                 log.exception("click_failed")  # one connection's fault is not that of the others
                 connection.force_close()
+        self._edge.recorder.answer_when_durable(waiting, now_ms)
 
 
 class FastLane(Connection):
@@ -139,27 +153,27 @@ class FastLane(Connection):
         self._held += data
         self._pause_transport_reading()
 
-    def go(self, data: bytes, decided: _Decided | None) -> None:
-        """Answer what came when it is durable, if it leads somewhere; else give it to aiohttp."""
-        if decided is None:
-            self._give(data + self._release())
-            if self._is_closing:
-                super().close()
-            return
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        asks, location, event = decided
-        if asks.size_bytes < len(data):
+    def pass_on(self, data: bytes) -> None:
+        """What came is aiohttp's."""
+        self._give(data + self._release())
+        if self._is_closing:
+            super().close()
+
+    def take(self, data: bytes, size_bytes: int, now: float) -> None:
+        """The first request of what came will be answered; hold the rest."""
+        self._next_keepalive_close_time = now + self._keepalive_timeout
+        if size_bytes < len(data):
             came_since, self._held = self._held, b""
-            self._hold(data[asks.size_bytes :] + came_since)
-        answer = _redirect(location, asks.method)
-        if event is None or not self._edge.recorder.answer_when_durable(event, asks.click.at_ms, self, answer):
-            self.answer(answer)
+            self._hold(data[size_bytes:] + came_since)
 
     def answer(self, answer: bytes) -> None:
         """Write the answer that was waited for, and go on with what came meanwhile."""
         if self.transport is not None:
             self.transport.write(answer)
-        self._go_on()
+        if self._held or self._is_closing or self._released is not None:
+            self._go_on()
+        else:
+            self._is_holding = False
 
     def _go_on(self) -> None:
         """Close, if told to meanwhile; else look at what was held, once: if aiohttp still does not wait, it has it."""
@@ -222,14 +236,16 @@ class _Plain:
 _is_plain = _Plain()  # one for all connections: it is given whole heads only
 
 
-class _Asks(NamedTuple):
+class _Asks(msgspec.Struct, gc=False):
+    """The first request of what came."""
+
     size_bytes: int
     method: str
     code: str
     click: Click
 
 
-def _read(edge: Edge, peer: str, data: bytes) -> _Asks | None:
+def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
     """What the first request asks; None where aiohttp should look at it."""
     size_bytes = data.find(_END) + len(_END)
     head = data if size_bytes == len(data) else data[:size_bytes]
@@ -246,21 +262,24 @@ def _read(edge: Edge, peer: str, data: bytes) -> _Asks | None:
     said = headers.get
     click = asked(
         edge,
-        method=method,
-        query=query,
-        peer=peer,
-        forwarded_for=said("x-forwarded-for", ""),
-        user_agent=said("user-agent", "").rstrip(" \t"),
-        referer=said("referer", "").rstrip(" \t"),
-        host=said("host", "").rstrip(" \t"),
-        languages=said("accept-language", ""),
+        now_ms,
+        method,
+        query,
+        peer,
+        said("x-forwarded-for", ""),
+        said("user-agent", "").rstrip(" \t"),
+        said("referer", "").rstrip(" \t"),
+        headers["host"].rstrip(" \t"),
+        said("accept-language", ""),
     )
     return _Asks(size_bytes, method, code, click)
 
 
-class _Decided(NamedTuple):
-    asks: _Asks
-    location: str
+class _Decided(msgspec.Struct, gc=False):
+    """The answer to it, and the event that is to be durable first, if any."""
+
+    size_bytes: int
+    answer: bytes
     event: bytes | None
 
 
@@ -278,11 +297,11 @@ def _decided(edge: Edge, asks: _Asks) -> _Decided | None:
     if decision.location is None:
         return None
     edge.lane_clicks += 1
-    return _Decided(asks, decision.location, to_record(edge, click, decision))
+    answer = _FOUND + decision.location.encode("ascii") + _rest(asks.method, rfc822_formatted_time())
+    return _Decided(asks.size_bytes, answer, to_record(edge, click, decision))
 
 
-def _redirect(location: str, method: str) -> bytes:
-    return (
-        f"HTTP/1.1 302 Found\r\nLocation: {location}\r\n{_FIXED}{_BODY[method]}"
-        f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n"
-    ).encode("ascii")
+@lru_cache(maxsize=8)
+def _rest(method: str, date: str) -> bytes:
+    """Of the answer, behind the location: the same for all of a second."""
+    return f"\r\n{_FIXED}{_BODY[method]}Date: {date}\r\nServer: {SERVER_SOFTWARE}\r\n\r\n".encode("ascii")

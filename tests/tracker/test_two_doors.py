@@ -18,7 +18,7 @@ from loadtests.faults.doors import Heard, both_doors, differences
 from loadtests.faults.odd_requests import FORM, ODD, ODD_HEADS, STRAY, Said
 from schemas import limits
 from tracker.fast_lane import FastLane
-from tracker.log.recorder import Answering, Recorder
+from tracker.log.recorder import Answered, Recorder
 
 SEED = 20_261_123
 REQUESTS = 20_000
@@ -141,8 +141,8 @@ def _without_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
 def _with_another_event(monkeypatch: pytest.MonkeyPatch) -> None:
     record = Recorder.answer_when_durable
 
-    def changed(self: Recorder, event: bytes, at_ms: int, connection: Answering, answer: bytes) -> bool:
-        return record(self, event.replace(b'"link_id":20', b'"link_id":21'), at_ms, connection, answer)
+    def changed(self: Recorder, clicks: Sequence[Answered], at_ms: int) -> None:
+        record(self, [(e.replace(b'"link_id":20', b'"link_id":21'), c, answer) for e, c, answer in clicks], at_ms)
 
     monkeypatch.setattr(Recorder, "answer_when_durable", changed)
 
@@ -150,15 +150,20 @@ def _with_another_event(monkeypatch: pytest.MonkeyPatch) -> None:
 def _with_an_event_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     record = Recorder.answer_when_durable
 
-    def changed(self: Recorder, event: bytes, at_ms: int, connection: Answering, answer: bytes) -> bool:
-        self.put(event, at_ms)
-        return record(self, event, at_ms, connection, answer)
+    def changed(self: Recorder, clicks: Sequence[Answered], at_ms: int) -> None:
+        for event, *_ in clicks:
+            self.put(event, at_ms)
+        record(self, clicks, at_ms)
 
     monkeypatch.setattr(Recorder, "answer_when_durable", changed)
 
 
 def _without_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recorder, "answer_when_durable", lambda *_: False)
+    def changed(self: Recorder, clicks: Sequence[Answered], at_ms: int) -> None:
+        for _, connection, answer in clicks:
+            connection.answer(answer)
+
+    monkeypatch.setattr(Recorder, "answer_when_durable", changed)
 
 
 def _out_of_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,31 +82,32 @@ def read_click(request: web.Request, edge: Edge) -> Click:
     headers = request.headers
     return asked(
         edge,
+        edge.clock.now_ms(),
         method=request.method,
-        query=request.raw_path.partition("?")[2],
+        query=readable(request.raw_path.partition("?")[2]),
         peer=request.remote or "",
         forwarded_for=",".join(headers.getall("X-Forwarded-For", ())),
-        user_agent=headers.get("User-Agent", ""),
-        referer=headers.get("Referer", ""),
+        user_agent=readable(headers.get("User-Agent", "")),
+        referer=readable(headers.get("Referer", "")),
         host=headers.get("Host", ""),
         languages=headers.get("Accept-Language", ""),
     )
 
 
 def asked(
-    edge: Edge, *, method: str, query: str, peer: str, forwarded_for: str, user_agent: str, referer: str, host: str,
-    languages: str,
+    edge: Edge, at_ms: int, method: str, query: str, peer: str, forwarded_for: str, user_agent: str, referer: str,
+    host: str, languages: str,
 ) -> Click:  # fmt: skip
     """What a request says, by whichever door it came: its query, who is connected, and headers, empty where absent."""
-    return Click(
-        at_ms=edge.clock.now_ms(),
-        ip=client_ip(peer, forwarded_for, edge.trusted_proxies),
-        user_agent=readable(user_agent[: limits.USER_AGENT_MAX]),  # it is a key of our caches
-        referer=readable(referer),
-        query=readable(query),
-        host=host_name(host),
-        languages=languages[: limits.LANGUAGES_MAX],
-        uncounted=method == "HEAD",
+    return Click(  # in their order: names take half as long again
+        at_ms,
+        client_ip(peer, forwarded_for, edge.trusted_proxies),
+        user_agent[: limits.USER_AGENT_MAX],  # it is a key of our caches
+        referer,
+        query,
+        host_name(host),
+        languages[: limits.LANGUAGES_MAX],
+        method == "HEAD",
     )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 import structlog
@@ -36,6 +38,9 @@ class Answering(Protocol):
     def force_close(self) -> None: ...
 
 
+Answered = tuple[bytes, Answering, bytes]  # an event, and who is to give which answer when it is durable
+
+
 @dataclass(slots=True)
 class Batch:
     """One group commit. `opened` is when its oldest event came, on the monotonic clock (s). A batch of watermarks holds
@@ -48,7 +53,7 @@ class Batch:
     size_bytes: int = 0
     events: list[bytes] = field(default_factory=list)
     waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
-    answers: list[tuple[Answering, bytes]] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
     deadline: asyncio.TimerHandle | None = None
     hour_ends_ms: int = 0
 
@@ -62,8 +67,11 @@ class Batch:
         return is_next and is_watermark is self.is_watermark and self.size_bytes < limits.BATCH_BYTES_MAX
 
     def add(self, event: bytes, at_ms: int) -> None:
-        self.events.append(event)
-        self.size_bytes += len(event) + 1
+        self.add_all((event,), len(event) + 1, at_ms)
+
+    def add_all(self, events: Iterable[bytes], size_bytes: int, at_ms: int) -> None:
+        self.events += events
+        self.size_bytes += size_bytes
         self.latest_ms = at_ms
 
 
@@ -108,23 +116,37 @@ class Recorder:
         if self.queued_events >= limits.QUEUE_EVENTS_MAX:
             self._tally.count(counted_as + Outcome.LOST, at_ms)
             return None
-        batch = self._add_awaited(event, at_ms)
+        batch = self._awaited(at_ms)
+        batch.add(event, at_ms)
+        self.queued_events += 1
         waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         batch.waiters.append((waiter, counted_as))
         return waiter
 
-    def answer_when_durable(self, event: bytes, at_ms: int, connection: Answering, answer: bytes) -> bool:
-        """Queue an event; `connection` is told to give its answer when it is known what became of it. False, and
-        counted lost, when the queue is full."""
-        if self.queued_events >= limits.QUEUE_EVENTS_MAX:
-            self._tally.count(Outcome.LOST, at_ms)
-            return False
-        self._add_awaited(event, at_ms).answers.append((connection, answer))
-        return True
+    def answer_when_durable(self, clicks: Sequence[Answered], at_ms: int) -> None:
+        """Queue the events of one moment; each connection is told to give its answer when it is known what became of
+        its event: at once, and it is counted lost, when the queue is full."""
+        room = max(0, limits.QUEUE_EVENTS_MAX - self.queued_events)
+        taken, lost = clicks[:room], clicks[room:]
+        if lost:
+            self._tally.count(Outcome.LOST, at_ms, len(lost))
+        ends = list(accumulate([len(event) + 1 for event, _, _ in taken]))
+        first = 0
+        while first < len(taken):
+            batch = self._awaited(at_ms)
+            passed_bytes = ends[first - 1] if first else 0
+            full_at = passed_bytes + limits.BATCH_BYTES_MAX - batch.size_bytes
+            end = min(bisect_left(ends, full_at, first) + 1, len(taken))
+            batch.answers += taken[first:end]
+            batch.add_all([event for event, _, _ in taken[first:end]], ends[end - 1] - passed_bytes, at_ms)
+            self.queued_events += end - first
+            first = end
+        _give(lost)
 
     def put_watermark(self, event: bytes, at_ms: int) -> None:
         """Queue a watermark, which nobody waits for, between the events around it."""
-        self._add(event, at_ms, is_watermark=True)
+        self._open(at_ms, is_watermark=True).add(event, at_ms)
+        self.queued_events += 1
 
     def oldest_ms(self) -> int | None:
         """The time of the oldest event that is not yet in the log."""
@@ -152,17 +174,16 @@ class Recorder:
         while self._filling or self._in_flight:
             await asyncio.sleep(limits.LINGER_S)
 
-    def _add(self, event: bytes, at_ms: int, *, is_watermark: bool = False) -> Batch:
+    def _open(self, at_ms: int, *, is_watermark: bool = False) -> Batch:
+        """The batch that takes an event of this time."""
         if not self._filling or not self._filling[-1].takes(at_ms, is_watermark=is_watermark):
             self._filling.append(Batch(at_ms, time.monotonic(), is_watermark))
             self._wake.set()
-        batch = self._filling[-1]
-        batch.add(event, at_ms)
-        self.queued_events += 1
-        return batch
+        return self._filling[-1]
 
-    def _add_awaited(self, event: bytes, at_ms: int) -> Batch:
-        batch = self._add(event, at_ms)
+    def _awaited(self, at_ms: int) -> Batch:
+        """The same, of an event that somebody waits for."""
+        batch = self._open(at_ms)
         if batch.deadline is None:
             loop = asyncio.get_running_loop()
             batch.deadline = loop.call_later(self._log.deadline_s, self._settle, batch, Outcome.LATE)
@@ -200,12 +221,16 @@ class Recorder:
         answers, batch.answers = batch.answers, []
         if answers:
             self._tally.count(outcome, batch.first_ms, len(answers))
-        for connection, answer in answers:
-            try:
-                connection.answer(answer)
-            except Exception:
-                log.exception("answer_failed")  # one connection's fault is not that of the others in its batch
-                connection.force_close()
+        _give(answers)
+
+
+def _give(answers: Iterable[Answered]) -> None:
+    for _, connection, answer in answers:
+        try:
+            connection.answer(answer)
+        except Exception:
+            log.exception("answer_failed")  # one connection's fault is not that of the others in its batch
+            connection.force_close()
 
 
 @contextlib.asynccontextmanager
