@@ -116,6 +116,7 @@ ALTER TABLE conversion_intake
 CREATE INDEX conversion_intake_advertiser ON conversion_intake (advertiser_id, intake_id);
 CREATE INDEX conversion_intake_order_id ON conversion_intake (order_id, advertiser_id) WHERE order_id IS NOT NULL;
 CREATE INDEX conversion_intake_waiting ON conversion_intake (conversion_id) WHERE result = 'waiting';
+CREATE INDEX conversion_intake_rejected ON conversion_intake (intake_id) WHERE result = 'rejected';
 
 -- `sale_amount_minor` is what is left of it: base + increments - refunds, at most `remaining_minor`. `payout_minor` and
 -- `revenue_minor` are what it pays while approved, `booked_*` what the ledger has of them. `click_id` is null where a
