@@ -214,12 +214,17 @@ class AggregatorSettings(DatabaseSettings, LogSettings):
 
 
 class ApiSettings(DatabaseSettings):
-    """The HTTP API."""
+    """The HTTP API. With `click_keys`, those of the edges, it can run intakes again that name a click."""
 
     redis_url: Annotated[str, AfterValidator(_redis_url)]
     public_url: Annotated[str, AfterValidator(_origin_url)]
+    click_keys: Annotated[SecretStr, AfterValidator(_click_keys)] | None = None
     host: str = "127.0.0.1"
     api_port: Port = 8081
+
+    @property
+    def keys(self) -> ClickKeys | None:
+        return ClickKeys.parse(self.click_keys.get_secret_value()) if self.click_keys else None
 
 
 def journal_folder(log_url: str) -> Path:

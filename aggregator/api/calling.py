@@ -21,6 +21,7 @@ from aggregator.reports.remembered import Remembered
 from aggregator.reports.report import Report
 from aggregator.reports.scores import Segment
 from schemas import limits
+from schemas.click_id import ClickKeys
 from schemas.errors import Refused
 from schemas.redis import Redis
 
@@ -34,6 +35,8 @@ Name = Annotated[
     msgspec.Meta(min_length=1, max_length=limits.NAME_MAX, pattern=r"\A(?=.*\S)[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"),
 ]
 Body = TypeVar("Body", bound=msgspec.Struct)
+
+UUID_TEXT = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _PLACE = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`\Z")
 _SHAPES = {
@@ -73,7 +76,7 @@ CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once it
 @dataclass(slots=True)
 class Api:
     """What the calls are carried out with. `turns`: which requests are under way, by key and Idempotency-Key.
-    `importing`: held while a batch of an import is carried out."""
+    `importing`: held while a batch of an import is carried out. `click_keys`: to run intakes again."""
 
     pool: Pool
     redis: Redis
@@ -81,6 +84,7 @@ class Api:
     public_url: str
     reports: Remembered[Report]
     scores: Remembered[Segment]
+    click_keys: ClickKeys | None = None
     turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = field(default_factory=WeakValueDictionary)
     importing: asyncio.Lock = field(default_factory=asyncio.Lock)
     warm: bool = False

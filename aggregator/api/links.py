@@ -14,7 +14,7 @@ from aggregator.api import approvals, rows
 from aggregator.api.calling import Api, Id, given, path_id, read_body
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.destinations import check_url, own_urls
-from aggregator.api.references import ExternalId
+from aggregator.api.references import ExternalId, refer
 from aggregator.api.secret_text import random_base62
 from aggregator.api.writing import Change, changing, respond
 from aggregator.db.connect import Database, Row
@@ -33,6 +33,8 @@ CODE_LENGTH = 8  # of 62: a new one meets one of a million others once in 200 mi
 # with the host that it has a code on
 LINK = "(SELECT link.*, domain.host FROM link LEFT JOIN domain ON domain.id = domain_id) AS link"
 _SHOWN = (*COLUMNS, "host")
+_TEST_PARTNER = "clickdam-tests"  # its external id
+_TEST_LINK = "SELECT id FROM link WHERE offer_id = $1 AND partner_id = $2 AND test AND status = 'active' LIMIT 1"
 _FIXED = ("code", "domain_id", "offer_id", "partner_id")
 
 
@@ -49,6 +51,10 @@ class LinkBody(msgspec.Struct, forbid_unknown_fields=True):
     fallback_url: str | None = None
     starts_at: Instant | None = None
     ends_at: Instant | None = None
+
+
+class TestBody(msgspec.Struct, forbid_unknown_fields=True):
+    partner_id: Id | None = None
 
 
 class LinkChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,6 +105,23 @@ async def patch(api: Api, request: web.Request) -> web.Response:
 async def archive(api: Api, request: web.Request) -> web.Response:
     """`DELETE /v1/links/{id}`: it leads to the fallback, its code stays taken, and a PATCH brings it back."""
     return await _change(api, request, LinkChange(status="archived"))
+
+
+async def post_test(api: Api, request: web.Request) -> web.Response:
+    """`POST /v1/offers/{id}/test {partner_id?}` -> a link whose clicks and conversions are tests: shown in the intake
+    log, outside money, caps and reports. The same one each time; of a partner kept for tests where none is named."""
+    offer_id = path_id(request, "offer")
+    body = await read_body(request, TestBody) if request.body_exists else TestBody()
+    async with changing(api, request) as change:
+        await rows.one(change.db, "offer", offer_id, locked=True)
+        partner_id = body.partner_id or await _test_partner(change, offer_id)
+        link_id = await change.db.fetchval(_TEST_LINK, offer_id, partner_id)
+        values = {"offer_id": offer_id, "partner_id": partner_id, "test": True}
+        row = await rows.one(change.db, LINK, link_id) if link_id else await insert(change, values)
+        if link_id:
+            await change.tell_redis("link", link_id)
+        change.answers(shown(api, row), 200 if link_id else 201, row["version"])
+    return await respond(api, change)
 
 
 def read(body: LinkBody | LinkChange, own: tuple[str, ...]) -> dict[str, Any]:
@@ -152,6 +175,20 @@ async def _change(api: Api, request: web.Request, body: LinkChange) -> web.Respo
         check_order(after)
         change.answers(shown(api, await rows.one(change.db, LINK, link_id)), version=after["version"])
     return await respond(api, change)
+
+
+async def _test_partner(change: Change, offer_id: int) -> int:
+    """The partner that tests are made as, which may run every offer."""
+    partner_id: int | None = await change.db.fetchval("SELECT id FROM partner WHERE external_id = $1", _TEST_PARTNER)
+    if partner_id is None:
+        partner = await rows.create(
+            change, "partner", {"name": "Tests", "external_id": _TEST_PARTNER}, ("id", "name", "external_id")
+        )
+        partner_id = partner["id"]
+        await refer(change, "partner", partner_id, _TEST_PARTNER)
+    await rows.one(change.db, "partner", partner_id, locked=True)
+    await approvals.decide(change, offer_id, partner_id, "approved")
+    return partner_id
 
 
 async def _insert(db: Database, values: Mapping[str, Any]) -> int:

@@ -98,6 +98,8 @@ async def acquire(connections: Pool) -> AsyncIterator[Pooled]:
             yield connection
     except DatabaseAway as error:
         raise Refused("unavailable", "the database does not answer, please repeat the request") from error
+    except asyncpg.DeadlockDetectedError as error:
+        raise Refused("unavailable", "another change was in the way, please repeat the request") from error
 
 
 async def _close(connections: Pool) -> None:
