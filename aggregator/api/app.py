@@ -21,6 +21,7 @@ from aggregator.api import (
     audit,
     blocks,
     caps,
+    conversions,
     coupons,
     domains,
     exchange_rates,
@@ -28,6 +29,7 @@ from aggregator.api import (
     health,
     imported_clicks,
     imports,
+    intakes,
     keys,
     links,
     me,
@@ -36,9 +38,11 @@ from aggregator.api import (
     periods,
     programme,
     reports,
+    scopes,
     scores,
     system,
     terms,
+    verdicts,
 )
 from aggregator.api.authentication import authenticate
 from aggregator.api.calling import CALLER, Api, Caller
@@ -67,6 +71,8 @@ ADMIN = frozenset({"admin"})
 PARTNER = frozenset({"partner"})
 OWNERS = frozenset({"partner", "advertiser"})  # of keys
 OWN_ROWS = frozenset({"admin", "partner"})
+SENDERS = frozenset({"admin", "advertiser"})
+ALL = frozenset({"admin", "partner", "advertiser"})
 # A key needs the scope `<subject>.read` for a GET, `<subject>.write` for anything else.
 ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/programme", ADMIN, "programme", programme.get),
@@ -83,6 +89,7 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("PATCH", "/v1/advertisers/{id}", ADMIN, "advertisers", advertisers.patch),
     ("DELETE", "/v1/advertisers/{id}", ADMIN, "advertisers", advertisers.archive),
     ("POST", "/v1/advertisers/{id}/token", ADMIN, "advertisers", advertisers.post_token),
+    ("POST", "/v1/advertisers/{id}/signing-key", ADMIN, "advertisers", advertisers.post_signing_key),
     ("GET", "/v1/partners", ADMIN, "partners", partners.listed),
     ("POST", "/v1/partners", ADMIN, "partners", partners.post),
     ("POST", "/v1/partners/import", ADMIN, "partners", imports.into("partners")),
@@ -98,6 +105,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/offers/{id}/terms", ADMIN, "offers", terms.listed),
     ("POST", "/v1/offers/{id}/terms", ADMIN, "offers", terms.post),
     ("POST", "/v1/offers/{id}/rerate", ADMIN, "offers", periods.rerate),
+    ("POST", "/v1/offers/{id}/scope", ADMIN, "offers", scopes.post),
+    ("POST", "/v1/offers/{id}/test", ADMIN, "offers", links.post_test),
     ("GET", "/v1/offers/{id}/partners", ADMIN, "offers", approvals.listed),
     ("PUT", "/v1/offers/{id}/partners/{partner_id}", ADMIN, "offers", approvals.put),
     ("GET", "/v1/links", ADMIN, "links", links.listed),
@@ -123,6 +132,13 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("POST", "/v1/periods/{period}/close", ADMIN, "adjustments", periods.close),
     ("GET", "/v1/adjustments", ADMIN, "adjustments", periods.listed),
     ("POST", "/v1/adjustments", ADMIN, "adjustments", periods.post_adjustment),
+    ("POST", "/v1/conversions/import", SENDERS, "conversions", imports.importing(verdicts.VERDICTS)),
+    ("GET", "/v1/conversions/{id}", ALL, "conversions", conversions.get),
+    ("PATCH", "/v1/conversions/{id}", SENDERS, "conversions", conversions.patch),
+    ("POST", "/v1/conversions/{id}/refunds", SENDERS, "conversions", conversions.post_refund),
+    ("POST", "/v1/conversions/{id}/chargeback", SENDERS, "conversions", conversions.post_chargeback),
+    ("GET", "/v1/intakes", SENDERS, "intakes", intakes.listed),
+    ("POST", "/v1/intakes/rerun", ADMIN, "intakes", intakes.rerun),
     ("GET", "/v1/me", OWNERS, "me", me.get),
     ("GET", "/v1/me/offers", PARTNER, "me", me.offers),
     ("GET", "/v1/me/offers/{id}", PARTNER, "me", me.offer),
@@ -146,6 +162,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/export/links", ADMIN, "links", exports.of("links")),
     ("GET", "/v1/export/caps", ADMIN, "caps", exports.of("caps")),
     ("GET", "/v1/export/blocks", ADMIN, "blocks", exports.of("blocks")),
+    ("GET", "/v1/export/coupons", ADMIN, "coupons", exports.of("coupons")),
+    ("GET", "/v1/export/exchange-rates", ADMIN, "rates", exports.of("exchange-rates")),
     ("GET", "/v1/keys", ADMIN, "keys", keys.listed),
     ("POST", "/v1/keys", ADMIN, "keys", keys.post),
     ("GET", "/v1/keys/{id}", ADMIN, "keys", keys.get),
@@ -186,7 +204,7 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
         api = Api(
             connections, redis, rates, settings.public_url,
             Remembered("report", partial(make_report, connections), report.life_s, reads),
-            Remembered("score", partial(make_score, connections), lambda _: limits.SCORE_S, reads),
+            Remembered("score", partial(make_score, connections), lambda _: limits.SCORE_S, reads), settings.keys,
         )  # fmt: skip
         warming = asyncio.create_task(warm_up(api), name="api-warm-up")
         try:

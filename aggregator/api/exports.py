@@ -84,6 +84,15 @@ EXPORTS = {
                over_cap_status, cap.created_at
         FROM cap LEFT JOIN offer ON offer.id = offer_id LEFT JOIN partner ON partner.id = partner_id
     """),
+    "coupons": Export("""
+        SELECT coupon.id, code, offer_id, offer.external_id AS offer_external_id, partner_id,
+               partner.external_id AS partner_external_id, coupon.advertiser_id, coupon.starts_at, coupon.ends_at,
+               coupon.status, coupon.created_at
+        FROM coupon JOIN offer ON offer.id = offer_id JOIN partner ON partner.id = partner_id
+    """),
+    "exchange-rates": Export("""
+        SELECT day::text, currency, in_currency, trim_scale(rate)::text AS rate, created_at FROM rate
+    """, ("currency", "in_currency", "day")),
     "blocks": Export("""
         SELECT block.id, offer_id, offer.external_id AS offer_external_id, partner_id,
                partner.external_id AS partner_external_id, field, value, block.created_at

@@ -36,6 +36,7 @@ IMPORTED = {
     "offers": "external_id",
     "links": "external_id",
     "clicks": "click_id",
+    "conversions": "order_id",
 }
 app = typer.Typer(
     help="Affiliate click tracking. Settings come from CLICKDAM_* variables; flags win over them.",

@@ -30,7 +30,13 @@ _TYPES = {form: kind for kind, form in sheets.CONTENT_TYPES.items()}
 _READ_BYTES = 1 << 18
 _ERRORS_SHOWN = 5
 # what names a row, and the columns that tell it from another's
-_NAMES = {"external_id": ("external_id",), "code": ("code", "domain", "domain_id"), "click_id": ("click_id",)}
+_NAMES = {
+    "external_id": ("external_id",),
+    "code": ("code", "domain", "domain_id"),
+    "click_id": ("click_id",),
+    "conversion_id": ("conversion_id",),
+    "order_id": ("order_id", "event", "advertiser_id", "advertiser_external_id"),
+}
 
 
 class Error(NamedTuple):

@@ -163,7 +163,8 @@ def _start_behind(machine: Machine) -> None:
     for name in machine.aggregators:
         aggregator = load(AggregatorSettings, **machine.log, admin_port=machine.admin_ports[name], **urls)
         _keep(machine, name, [], as_environment(aggregator))
-    api = load(ApiSettings, public_url=chosen("PUBLIC_URL", machine.edge_url), **urls)
+    keys = chosen("CLICK_KEYS", machine.memory.click_keys)
+    api = load(ApiSettings, public_url=chosen("PUBLIC_URL", machine.edge_url), click_keys=keys, **urls)
     _keep(machine, "api", [machine.doors.api], as_environment(api))
 
 

@@ -1,19 +1,26 @@
+import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import aiohttp
 import pytest
 
 from aggregator.api import keys
 from aggregator.api.app import application, open_api
+from aggregator.conversions.settle import settle
 from aggregator.db.connect import Connection, connect
 from loadtests.faults.proxy import FaultProxy
 from schemas import limits
+from schemas.click_id import uuid7_bytes
+from schemas.conversions.names import conversion_id
+from schemas.events import Conversion
 from schemas.http import serving
 from schemas.redis import Redis, publishing
 from schemas.settings import ApiSettings
@@ -106,6 +113,29 @@ async def made(admin: Client) -> Made:
     _, offer = await admin("POST", "/v1/offers", json=offer_body(advertiser["id"]))
     _, link = await admin("POST", "/v1/links", json={"offer_id": offer["id"], "partner_id": partner["id"]})
     return Made(advertiser["id"], advertiser["token"], partner["id"], offer["id"], link["id"], link["code"])
+
+
+async def sold(db: Connection, made: Made, order_id: str = "order-1", **said: Any) -> UUID:
+    """A sale of 100.00 EUR on a click of the link, settled; `said` is what its sender says besides."""
+    now_ms = time.time_ns() // 1_000_000
+    event = conversion(made, now_ms, order_id, **said)
+    async with db.transaction():
+        await settle(db, [event], 0)
+    return event.conversion_id
+
+
+def conversion(made: Made, now_ms: int, order_id: str, **said: Any) -> Conversion:
+    """What an edge writes of a sale, a minute after its click."""
+    click = UUID(bytes=uuid7_bytes(now_ms - 60_000, os.urandom(10)))
+    told: dict[str, Any] = {
+        "conversion_id": conversion_id("advertiser", made.advertiser_id, made.offer_id, "sale", order_id, click),
+        "event": "sale", "event_at_ms": now_ms, "amount_minor": 10_000, "currency": "EUR", "door": "postback",
+        "raw": f"order_id={order_id}&token=***", "dialect": "clickdam", "click_class": 0, "click_uuid": click,
+    }  # fmt: skip
+    return Conversion(
+        v=1, intake_id=UUID(bytes=uuid7_bytes(now_ms, os.urandom(10))), link_id=made.link_id, offer_id=made.offer_id,
+        partner_id=made.partner_id, advertiser_id=made.advertiser_id, order_id=order_id, **(told | said),
+    )  # fmt: skip
 
 
 def offer_body(advertiser_id: int, **changed: Any) -> dict[str, Any]:

@@ -111,7 +111,7 @@ async def test_every_column_that_an_operator_fills_is_exported_and_no_secret_is(
     tables = {
         "programme": "programme", "domains": "domain", "advertisers": "advertiser", "partners": "partner",
         "offers": "offer", "terms": "offer_terms", "approvals": "approval", "links": "link", "caps": "cap",
-        "blocks": "block",
+        "blocks": "block", "coupons": "coupon", "exchange-rates": "rate",
     }  # fmt: skip
     assert set(tables) == set(exports.EXPORTS)
     kept = {"version", "token_sha256", "signing_key", "pixel_key"}
