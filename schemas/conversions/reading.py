@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
@@ -22,6 +21,8 @@ from schemas.errors import Refused
 ADV = tuple(f"adv{n}" for n in range(1, 11))
 JSON_FIELDS = frozenset(field.name for field in fields(Posted)) - {"original_status", "adv"} | frozenset(ADV)
 MONEY = ("amount", "revenue", "payout", "refund_amount", "remaining_amount")
+_TYPES: Mapping[str, type] = {name: int if name.endswith("_minor") else str for name in JSON_FIELDS}
+_MINOR = frozenset(name for name in JSON_FIELDS if name.endswith("_minor"))
 MASK = "***"
 _ENCODED_AT_MOST = 4
 
@@ -42,13 +43,6 @@ def read_form(text: str) -> dict[str, str]:
 def token_of(params: Mapping[str, str]) -> str:
     """The advertiser's token, under any tracker's name for it; empty if there is none."""
     return next((params[name] for name in token_parameters() if params.get(name)), "")
-
-
-def token_digest(token: str) -> str:
-    """How an advertiser's token is named in Redis. Raises Refused when there is none."""
-    if not token:
-        raise Refused("missing_token", "a token is needed", "token")
-    return sha256(token.encode(errors="replace")).hexdigest()
 
 
 def click_candidates(params: Mapping[str, str]) -> frozenset[str]:
@@ -82,19 +76,21 @@ def posted_json(item: Any) -> Posted:
     if not isinstance(item, dict):
         raise Refused("bad_parameters", "a conversion is an object")
     for name, value in item.items():
-        if name not in JSON_FIELDS:
+        wanted = _TYPES.get(name)
+        if wanted is None:
             raise Refused("bad_parameters", f"unknown field {name[:64]!r}", name[:64])
-        wanted: type = int if name.endswith("_minor") else str
-        if isinstance(value, bool) or not isinstance(value, wanted):
+        if type(value) is not wanted:
             money = name.removesuffix("_minor") in MONEY
             raise Refused("bad_amount" if money else "bad_parameters", f"{name} has a wrong type", name)
-    for name in MONEY:
-        if name in item and f"{name}_minor" in item:
-            raise Refused("bad_amount", f"{name} and {name}_minor exclude each other", name)
-    said = {name: value for name, value in item.items() if name not in ADV}
-    adv = {name: item[name] for name in ADV if item.get(name)}
+    for name in _MINOR & item.keys():
+        if (major := name.removesuffix("_minor")) in item:
+            raise Refused("bad_amount", f"{major} and {name} exclude each other", major)
+    said, adv = item, {}
+    if not item.keys().isdisjoint(ADV):
+        adv = {name: item[name] for name in ADV if item.get(name)}
+        said = {name: value for name, value in item.items() if name not in ADV}
     if status := said.get("status"):
-        said |= {"original_status": status, "status": _status(status, {}, DIALECTS[OWN], {})}
+        said = said | {"original_status": status, "status": _status(status, {}, DIALECTS[OWN], {})}
     return Posted(**said, adv=adv)
 
 
@@ -118,6 +114,8 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     they, or one of `known`, or a secret's name stand in it, and at most `RAW_MAX` characters: cut, it ends in `…`."""
     parts = [part.partition("=") for part in text.split("&")]
     secrets = _secrets([*known, *(value for name, _, value in parts if _is_secret(name))])
+    if _is_plain("&".join(f"{name}{equals}{value}" for name, equals, value in parts if not _is_secret(name)), secrets):
+        return _cut("&".join(_hidden(*part) if _is_secret(part[0]) else "".join(part) for part in parts))
     return _cut("&".join(_masked(name, equals, value, secrets) for name, equals, value in parts))
 
 
@@ -125,6 +123,9 @@ def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
     """The same of one conversion in JSON; empty for what is no object. What is nested means nothing to us and goes."""
     if not isinstance(item, dict):
         return ""
+    text = orjson.dumps(item).decode()
+    if item.keys() <= JSON_FIELDS and not _NESTED.search(text) and _is_plain(text, _secrets(known)):
+        return _cut(text)
     secrets = _secrets(
         [*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))]
     )
@@ -156,6 +157,8 @@ def _bare(name: str) -> str:
 _SECRET_NAMES = (*token_parameters(), "signature", "authorization", "bearer")
 _SECRET = frozenset(map(_bare, _SECRET_NAMES))
 _MENTIONS = re.compile(rf"({'|'.join(_SECRET_NAMES)})[\"'\s\]]*[=:\s]")
+_NESTED = re.compile(r"\[|.\{")
+_ESCAPED = re.compile(r"[%+\\]")
 _ENCODED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
 _SECRET_LENGTH_MIN = 8  # a shorter word is none, and half of what was sent may have it in it
 
@@ -178,9 +181,19 @@ def _decoded(text: str) -> str:
     return text
 
 
+def _is_plain(text: str, secrets: frozenset[str]) -> bool:
+    """Whether nothing in it needs a second look: it is seen at once, and of nearly all that is sent."""
+    lower = text.lower()
+    return not _ESCAPED.search(lower) and not any(word in lower for word in (*_SECRET_NAMES, *map(str.lower, secrets)))
+
+
+def _hidden(name: str, equals: str, value: str) -> str:
+    return f"{name}{equals}{MASK if equals else ''}"
+
+
 def _masked(name: str, equals: str, value: str, secrets: frozenset[str]) -> str:
     if _is_secret(name):
-        return f"{name}{equals}{MASK if equals else ''}"
+        return _hidden(name, equals, value)
     return MASK if _tells(f"{_decoded(name)}\n{_decoded(value)}", secrets) else f"{name}{equals}{value}"
 
 
