@@ -42,12 +42,13 @@ class Rates:
         one is stored; None where neither is."""
         if currency == in_currency:
             return Decimal(amount_minor)
-        shift = EXPONENT[in_currency] - EXPONENT[currency]
         if rate := self.stored.get((currency, in_currency, day)):
-            return _EXACT.multiply(Decimal(amount_minor), rate).scaleb(shift, _EXACT)
-        if rate := self.stored.get((in_currency, currency, day)):
-            return _EXACT.divide(Decimal(amount_minor), rate).scaleb(shift, _EXACT)
-        return None
+            amount = _EXACT.multiply(Decimal(amount_minor), rate)
+        elif rate := self.stored.get((in_currency, currency, day)):
+            amount = _EXACT.divide(Decimal(amount_minor), rate)
+        else:
+            return None
+        return amount.scaleb(EXPONENT[in_currency] - EXPONENT[currency], _EXACT)
 
 
 def day_of(event_at_ms: int) -> date:
