@@ -22,10 +22,18 @@ _ROLLUP_IS_RAW = {
         " WHERE link_id = ANY($1) GROUP BY 1",
     ),
     "conversion_rollup": (
-        "SELECT link_id, sum(conversions)::bigint, sum(sale_amount_minor)::bigint, sum(payout_minor)::bigint"
-        " FROM conversion_rollup WHERE link_id = ANY($1) GROUP BY 1",
-        "SELECT link_id, count(*), coalesce(sum(sale_amount_minor), 0)::bigint, sum(payout_minor)::bigint"
-        " FROM conversion WHERE link_id = ANY($1) AND status = 'approved' GROUP BY 1",
+        "SELECT link_id, sum(conversions)::bigint, sum(pending)::bigint, sum(sale_amount_minor)::bigint,"
+        " sum(payout_minor)::bigint FROM conversion_rollup WHERE link_id = ANY($1) GROUP BY 1",
+        "SELECT link_id, count(*) FILTER (WHERE status = 'approved'), count(*) FILTER (WHERE status = 'pending'),"
+        " coalesce(sum(sale_amount_minor) FILTER (WHERE status = 'approved'), 0)::bigint,"
+        " coalesce(sum(payout_minor) FILTER (WHERE status = 'approved'), 0)::bigint"
+        " FROM conversion WHERE link_id = ANY($1) GROUP BY 1",
+    ),
+    "ledger": (
+        "SELECT link_id, sum(amount_minor)::bigint FROM ledger_line JOIN ledger_entry ON id = entry_id"
+        " JOIN conversion USING (conversion_id) WHERE link_id = ANY($1) AND account LIKE 'partner:%' GROUP BY 1",
+        "SELECT link_id, sum(payout_minor)::bigint FROM conversion"
+        " WHERE link_id = ANY($1) AND status = 'approved' GROUP BY 1",
     ),
 }
 

@@ -32,10 +32,12 @@ class Figures:
     orders_in_postgres: int
     orders_wrong: int
     order_rollup_rows_wrong: int
+    ledger_wrong: int
 
     @property
     def drift(self) -> int:
-        return self.missing + self.foreign + self.rollup_rows_wrong + self.orders_wrong + self.order_rollup_rows_wrong
+        clicks = self.missing + self.foreign + self.rollup_rows_wrong
+        return clicks + self.orders_wrong + self.order_rollup_rows_wrong + self.ledger_wrong
 
 
 async def drift(database_url: str, folder: Path, *, dead: Iterable[UUID] = ()) -> Figures:
@@ -50,16 +52,23 @@ async def compare(database_url: str, of: Iterable[bytes], dead: Iterable[UUID] =
     for uuid in dead:
         clicks.pop(uuid, None)
     rows = {row["id"] for row in await fetch(database_url, "SELECT id FROM click")}
-    orders = {UUID(line["conversion_id"]) for line in lines if line.get("kind") == "conversion"}
+    orders = {UUID(line["conversion_id"]) for line in lines if line.get("kind") == "conversion" and _makes_order(line)}
     order_rows = {row["conversion_id"] for row in await fetch(database_url, "SELECT conversion_id FROM conversion")}
     figures = Figures(
         in_log=len(clicks), in_postgres=len(rows), missing=len(clicks.keys() - rows),
         foreign=len(rows - clicks.keys()), rollup_rows_wrong=await _rollup_rows_wrong(database_url, clicks.values()),
         orders_in_log=len(orders), orders_in_postgres=len(order_rows), orders_wrong=len(orders ^ order_rows),
         order_rollup_rows_wrong=await order_rollup_rows_wrong(database_url),
+        ledger_wrong=await ledger_wrong(database_url),
     )  # fmt: skip
     print(figures, "drift", figures.drift)
     return figures
+
+
+def _makes_order(line: dict[str, Any]) -> bool:
+    """A status that takes an order back, a refund, or what remains only changes one."""
+    changes = {"refund_minor", "remaining_minor"} & line.keys()
+    return not changes and line.get("status", "") not in ("rejected", "reversed")
 
 
 async def _rollup_rows_wrong(database_url: str, of: Iterable[dict[str, Any]]) -> int:
@@ -81,20 +90,69 @@ async def _rollup_rows_wrong(database_url: str, of: Iterable[dict[str, Any]]) ->
     return sum(held.get(key) != wanted.get(key) for key in held.keys() | wanted.keys())
 
 
+# What conversions add to the rollups: counts and payout by the payout's currency, amounts and revenue by theirs.
+_ORDER_ROLLUPS_WRONG = """
+WITH part AS (
+    SELECT *, date_bin('15 minutes', event_at, '2000-01-01Z') AS quarter FROM conversion
+), raw AS (
+    SELECT quarter, link_id, offer_id, partner_id, currency,
+           sum((status = 'approved')::int) AS orders, sum((status = 'pending')::int) AS pending,
+           sum((status = 'rejected')::int) AS rejected, sum((status = 'reversed')::int) AS reversed,
+           sum(payout_minor) FILTER (WHERE status = 'approved') AS payout,
+           sum(payout_minor) FILTER (WHERE status = 'pending') AS payout_pending,
+           sum(payout_minor) FILTER (WHERE status = 'reversed') AS payout_reversed, NULL AS sale, NULL AS revenue
+    FROM part GROUP BY 1, 2, 3, 4, 5
+    UNION ALL
+    SELECT quarter, link_id, offer_id, partner_id, sale_currency, 0, 0, 0, 0, 0, 0, 0, sum(sale_amount_minor), 0
+    FROM part WHERE status = 'approved' AND sale_amount_minor <> 0 GROUP BY 1, 2, 3, 4, 5
+    UNION ALL
+    SELECT quarter, link_id, offer_id, partner_id, revenue_currency, 0, 0, 0, 0, 0, 0, 0, 0, sum(revenue_minor)
+    FROM part WHERE status = 'approved' AND revenue_minor <> 0 GROUP BY 1, 2, 3, 4, 5
+), wanted AS (
+    SELECT quarter, link_id, offer_id, partner_id, currency, sum(orders)::bigint, sum(pending)::bigint,
+           sum(rejected)::bigint, sum(reversed)::bigint, coalesce(sum(payout), 0)::bigint,
+           coalesce(sum(payout_pending), 0)::bigint, coalesce(sum(payout_reversed), 0)::bigint,
+           coalesce(sum(sale), 0)::bigint, coalesce(sum(revenue), 0)::bigint
+    FROM raw GROUP BY 1, 2, 3, 4, 5
+), rolled AS (
+    SELECT quarter, link_id, offer_id, partner_id, currency, sum(conversions)::bigint, sum(pending)::bigint,
+           sum(rejected)::bigint, sum(reversed)::bigint, sum(payout_minor)::bigint,
+           sum(payout_pending_minor)::bigint, sum(payout_reversed_minor)::bigint, sum(sale_amount_minor)::bigint,
+           sum(revenue_minor)::bigint
+    FROM conversion_rollup GROUP BY 1, 2, 3, 4, 5
+    HAVING greatest(abs(sum(conversions)), abs(sum(pending)), abs(sum(rejected)), abs(sum(reversed)),
+                    abs(sum(payout_minor)), abs(sum(payout_pending_minor)), abs(sum(payout_reversed_minor)),
+                    abs(sum(sale_amount_minor)), abs(sum(revenue_minor))) > 0
+)
+(TABLE wanted EXCEPT TABLE rolled) UNION ALL (TABLE rolled EXCEPT TABLE wanted)
+"""
+# Conversions that the ledger does not hold at what they pay while they are approved, and entries that do not balance.
+_LEDGER_WRONG = """
+WITH booked AS (
+    SELECT conversion_id, currency, sum(amount_minor) FILTER (WHERE account LIKE 'partner:%') AS payout,
+           -sum(amount_minor) FILTER (WHERE account LIKE 'advertiser:%') AS revenue
+    FROM ledger_line JOIN ledger_entry ON id = entry_id WHERE conversion_id IS NOT NULL GROUP BY 1, 2
+), owed AS (
+    SELECT conversion_id, currency, sum(payout) AS payout, sum(revenue) AS revenue FROM (
+        SELECT conversion_id, currency, payout_minor AS payout, 0 AS revenue FROM conversion WHERE status = 'approved'
+        UNION ALL
+        SELECT conversion_id, revenue_currency, 0, revenue_minor FROM conversion
+        WHERE status = 'approved' AND revenue_currency IS NOT NULL) AS side GROUP BY 1, 2
+)
+SELECT conversion_id::text FROM booked FULL JOIN owed USING (conversion_id, currency)
+WHERE coalesce(booked.payout, 0) <> coalesce(owed.payout, 0) OR coalesce(booked.revenue, 0) <> coalesce(owed.revenue, 0)
+UNION ALL
+SELECT entry_id::text FROM ledger_line GROUP BY entry_id, currency HAVING sum(amount_minor) <> 0
+"""
+
+
 async def order_rollup_rows_wrong(database_url: str) -> int:
-    wrong = await fetch(
-        database_url,
-        """WITH raw AS (
-               SELECT date_bin('15 minutes', event_at, '2000-01-01Z') AS quarter, link_id, currency, count(*) AS orders,
-                      coalesce(sum(sale_amount_minor), 0) AS sale, sum(payout_minor) AS payout
-               FROM conversion WHERE status = 'approved' GROUP BY 1, 2, 3),
-           rolled AS (
-               SELECT quarter, link_id, currency, sum(conversions) AS orders, sum(sale_amount_minor) AS sale,
-                      sum(payout_minor) AS payout
-               FROM conversion_rollup GROUP BY 1, 2, 3)
-           (TABLE raw EXCEPT TABLE rolled) UNION ALL (TABLE rolled EXCEPT TABLE raw)""",
-    )
-    return len(wrong)
+    return len(await fetch(database_url, _ORDER_ROLLUPS_WRONG))
+
+
+async def ledger_wrong(database_url: str) -> int:
+    """Conversions and entries of the ledger that do not agree."""
+    return len(await fetch(database_url, _LEDGER_WRONG))
 
 
 async def fetch(database_url: str, query: str, *args: Any) -> list[asyncpg.Record]:

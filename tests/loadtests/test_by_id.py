@@ -56,11 +56,24 @@ async def db(database_url: str, heard: Heard) -> AsyncIterator[asyncpg.Connectio
         " (WHERE click_class = 1) FROM click GROUP BY link_id"
     )
     await db.execute(
-        "INSERT INTO conversion_rollup SELECT '2026-11-23', link_id, 'EUR', 0, count(*),"
-        " coalesce(sum(sale_amount_minor), 0), sum(payout_minor) FROM conversion WHERE status = 'approved' GROUP BY 2"
+        "INSERT INTO conversion_rollup (quarter, link_id, currency, shard, conversions, pending, sale_amount_minor,"
+        " payout_minor) SELECT '2026-11-23', link_id, 'EUR', 0, count(*) FILTER (WHERE status = 'approved'),"
+        " count(*) FILTER (WHERE status = 'pending'),"
+        " coalesce(sum(sale_amount_minor) FILTER (WHERE status = 'approved'), 0),"
+        " coalesce(sum(payout_minor), 0) FROM conversion GROUP BY 2"
     )
+    await db.execute(BOOK.format("status = 'approved'"))
     yield db
     await db.close()
+
+
+BOOK = """
+WITH entry AS (
+    INSERT INTO ledger_entry (kind, conversion_id, actor) SELECT 'accrual', conversion_id, 'sender' FROM conversion
+    WHERE {} RETURNING id, conversion_id
+)
+INSERT INTO ledger_line SELECT id, 'partner:1', payout_minor, currency FROM entry JOIN conversion USING (conversion_id)
+"""
 
 
 def _click_row(click: Click, heard: Heard) -> tuple[object, ...]:
@@ -106,6 +119,7 @@ SALE = "(SELECT min(conversion_id::text)::uuid FROM conversion WHERE status = 'a
         (f'UPDATE click SET subs = \'{{"sub1": "?"}}\' WHERE id = {FIRST}', "was stored otherwise than sent"),
         ("UPDATE click_rollup SET clicks = clicks + 1 WHERE link_id = 101", "click_rollup is not the sum"),
         ("UPDATE conversion_rollup SET payout_minor = payout_minor - 1", "conversion_rollup is not the sum"),
+        (BOOK.format(f"conversion_id = {SALE}"), "ledger is not the sum"),
         (f"DELETE FROM conversion WHERE conversion_id = {SALE}", "39 conversions for 40 orders"),
         (f"UPDATE conversion SET payout_minor = payout_minor + 1 WHERE conversion_id = {SALE}", "should pay"),
         (f"UPDATE conversion SET status = 'pending' WHERE conversion_id = {SALE}", "should be approved"),
