@@ -1,4 +1,5 @@
-"""The aggregator's process: consumer, publisher, settler of caps, partition keeper, measurer, pruner; an admin port."""
+"""The aggregator's process: consumer, publisher, settler of caps, what comes after conversions, partition keeper,
+measurer, pruner; an admin port."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, generate_latest
 
+from aggregator.conversions import behind
 from aggregator.db import partitions
 from aggregator.flush.behind import measure
 from aggregator.flush.prune import prune
@@ -48,6 +50,7 @@ def _tasks(settings: AggregatorSettings, ready: asyncio.Event) -> dict[str, Task
         "consumer": lambda: consume(settings, ready),
         "publisher": lambda: publisher.run(settings.database_url, settings.redis_url),
         "caps": lambda: caps.settle(settings.database_url, settings.redis_url),
+        "behind": lambda: behind.run(settings),
         "partitions": lambda: partitions.keep(settings),
         "measure": lambda: measure(settings),
     }
