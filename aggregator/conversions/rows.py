@@ -29,9 +29,7 @@ INSERT INTO conversion ({_NAMES})
 SELECT {_NAMES.replace(" adv,", " adv::jsonb,")} FROM unnest({_ARRAYS}) AS new ({_NAMES})
 ON CONFLICT DO NOTHING RETURNING conversion_id
 """  # noqa: S608 - our own names
-_SET = ", ".join(f"{name} = new.{name}" for name in _COLUMNS if name != "conversion_id").replace(
-    "new.adv", "adv::jsonb"
-)
+_SET = ", ".join(f"{name} = new.{name}" for name in _COLUMNS if name != "conversion_id")
 _UPDATE = f"""
 UPDATE conversion SET {_SET.replace("new.adv,", "new.adv::jsonb,")}, version = version + 1, changed_at = now(),
     click_seen = click_seen AND conversion.click_id IS NOT DISTINCT FROM new.click_id
