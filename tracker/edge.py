@@ -1,5 +1,6 @@
 """All that a request on the edge may use, in one object."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Edge:
     draining: bool = False
     lane_clicks: int = 0  # answered by the fast lane
     qr_codes: QrCodes = field(default_factory=qr_codes)
+    judging: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # many conversions of one body
     rates: Rates = field(default_factory=Rates)
     _taken: "OrderedDict[Hashable, None]" = field(default_factory=OrderedDict, repr=False)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -29,36 +29,35 @@ from tracker.edge import Edge
 from tracker.links import NotReady
 
 COUNTED_AS = "conversion_"
+_NOTHING = Posted()
+_NO_HEADERS: Mapping[str, str] = {}
 _DURABLE = {Outcome.RECORDED: 200, Outcome.SPOOLED: 202}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _SEND_AGAIN = frozenset({408, 429, 503})
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
+class Sender(NamedTuple):
     """Who sends, and through which door. `advertiser.dialect` is the one that is spoken there."""
 
     advertiser: Advertiser
     door: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """One conversion as it came, read as far as it could be; `refusal` says why no further."""
 
     raw: str
-    posted: Posted = field(default_factory=Posted)
+    posted: Posted = _NOTHING
     click: ClickId | None = None
     refusal: Refused | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a sender is told of one conversion, and the status and headers that it alone is answered with."""
 
     body: dict[str, Any]
     status: int
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = _NO_HEADERS
 
     @property
     def is_to_be_sent_again(self) -> bool:
@@ -72,7 +71,7 @@ Waiting = tuple[Sent, Judged, asyncio.Future[Outcome] | None]
 
 def read(edge: Edge, raw: str, posted: Callable[[], Posted]) -> Sent:
     """What was sent, and the click of ours that it proves."""
-    said, raw = Posted(), _plain(raw)
+    said, raw = _NOTHING, _plain(raw)
     try:
         said = posted()
         return Sent(raw, said, read_click(edge.keys, said.click_id))
@@ -85,18 +84,34 @@ def _plain(text: str) -> str:
     return text if text.isprintable() else _CONTROL.sub("", text)
 
 
-async def take(edge: Edge, sender: Sender, items: Sequence[T], read_one: Callable[[T], Sent]) -> list[Receipt]:
-    """Read and judge conversions, make them durable, say what became of each. Raises Refused where that goes for all of
-    them; what was written of them then is removed as a copy, once they are sent again."""
+async def take(edge: Edge, sender: Sender, sent: Sent) -> Receipt:
+    """Judge a conversion, make it durable, say what became of it. Raises Refused."""
+    (receipt,) = await _receipts(edge, sender, await _put_all(edge, sender, [sent]))
+    return receipt
+
+
+async def take_many(edge: Edge, sender: Sender, items: Sequence[T], read_one: Callable[[T], Sent]) -> list[Receipt]:
+    """The same for many. Raises Refused where that goes for all of them; what was written of them then is removed as a
+    copy, once they are sent again.
+
+    Some at a time, then other requests have their turn; one body after the other, because their conversions would wait
+    for each other's, and be late.
+    """
     waiting: list[Waiting] = []
-    for n in range(0, len(items), limits.CONVERSIONS_AT_ONCE):
-        if n:
+    async with edge.judging:
+        for n in range(0, len(items), limits.CONVERSIONS_AT_ONCE):
+            portion = [read_one(item) for item in items[n : n + limits.CONVERSIONS_AT_ONCE]]
+            waiting += await _put_all(edge, sender, portion)
             await asyncio.sleep(0)
-        portion = [read_one(item) for item in items[n : n + limits.CONVERSIONS_AT_ONCE]]
-        offers = await _offers(edge, portion)
-        waiting += [
-            put(edge, sender, sent, offers.get(sent.click.offer_id) if sent.click else None) for sent in portion
-        ]
+    return await _receipts(edge, sender, waiting)
+
+
+async def _put_all(edge: Edge, sender: Sender, all_sent: Sequence[Sent]) -> list[Waiting]:
+    offers = await _offers(edge, all_sent)
+    return [put(edge, sender, sent, offers.get(sent.click.offer_id) if sent.click else None) for sent in all_sent]
+
+
+async def _receipts(edge: Edge, sender: Sender, waiting: Iterable[Waiting]) -> list[Receipt]:
     return [receipt(edge, sender, sent, judged, await waiter if waiter else None) for sent, judged, waiter in waiting]
 
 

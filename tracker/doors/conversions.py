@@ -28,8 +28,10 @@ async def conversions(request: web.Request, edge: Edge) -> web.Response:
     senders.check_signature(advertiser, body, requests.signature(request))
     items, are_many = _items(body)
     edge.rates.take(advertiser, "server", len(items), edge.clock.now_ms())
-    receipts = await intakes.take(edge, Sender(advertiser, "json"), items, partial(_sent, edge, token))
-    return _answer_all(receipts) if are_many else answers.answer(receipts[0], {})
+    sender = Sender(advertiser, "json")
+    if are_many:
+        return _answer_all(await intakes.take_many(edge, sender, items, partial(_sent, edge, token)))
+    return answers.answer(await intakes.take(edge, sender, _sent(edge, token, items[0])), {})
 
 
 async def _whose(request: web.Request, edge: Edge, token: str) -> Advertiser:

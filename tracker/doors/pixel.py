@@ -7,6 +7,7 @@ from one of the advertiser's own pages as far as can be seen, and waits to be lo
 from __future__ import annotations
 
 from base64 import b64decode
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,7 +36,7 @@ async def pixel(request: web.Request, edge: Edge) -> web.Response:
     except Refused as refusal:
         receipt = intakes.rejection(edge, refusal)
     return web.Response(
-        body=GIF, status=receipt.status, headers=_NEVER_KEPT | receipt.headers, content_type="image/gif"
+        body=GIF, status=receipt.status, headers={**_NEVER_KEPT, **receipt.headers}, content_type="image/gif"
     )
 
 
@@ -48,13 +49,8 @@ async def _taken(request: web.Request, edge: Edge) -> intakes.Receipt:
         raise Refused("unavailable", "try again in a moment") from None
     edge.rates.take(advertiser, "pixel", 1, edge.clock.now_ms())
     sender = Sender(msgspec.structs.replace(advertiser, dialect=OWN), "pixel")
-    (receipt,) = await intakes.take(
-        edge,
-        sender,
-        [form],
-        lambda form: intakes.read(edge, without_secrets(form.text), lambda: posted_form(form.said, DIALECTS[OWN], {})),
-    )
-    return receipt
+    sent = intakes.read(edge, without_secrets(form.text), partial(posted_form, form.said, DIALECTS[OWN], {}))
+    return await intakes.take(edge, sender, sent)
 
 
 async def tag(request: web.Request, edge: Edge) -> web.Response:

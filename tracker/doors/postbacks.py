@@ -114,5 +114,4 @@ async def _taken(edge: Edge, advertiser: Advertiser, token: str, form: Form) -> 
         return posted_form(form.said, DIALECTS[advertiser.dialect], advertiser.status_map)
 
     sent = intakes.read(edge, without_secrets(form.text, (token,)), posted)
-    (receipt,) = await intakes.take(edge, Sender(advertiser, "postback"), [sent], lambda sent: sent)
-    return receipt
+    return await intakes.take(edge, Sender(advertiser, "postback"), sent)
