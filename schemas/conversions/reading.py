@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import parse_qsl, unquote
 
 import orjson
 
@@ -123,9 +123,10 @@ def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
     """The same of one conversion in JSON; empty for what is no object. What is nested means nothing to us and goes."""
     if not isinstance(item, dict):
         return ""
-    text = orjson.dumps(item).decode()
-    if item.keys() <= JSON_FIELDS and not _NESTED.search(text) and _is_plain(text, _secrets(known)):
-        return _cut(text)
+    if item.keys() <= JSON_FIELDS and _FLAT.issuperset(map(type, item.values())):
+        text = orjson.dumps(item).decode()
+        if _is_plain(text, _secrets(known)):
+            return _cut(text)
     secrets = _secrets(
         [*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))]
     )
@@ -157,7 +158,7 @@ def _bare(name: str) -> str:
 _SECRET_NAMES = (*token_parameters(), "signature", "authorization", "bearer")
 _SECRET = frozenset(map(_bare, _SECRET_NAMES))
 _MENTIONS = re.compile(rf"({'|'.join(_SECRET_NAMES)})[\"'\s\]]*[=:\s]")
-_NESTED = re.compile(r"\[|.\{")
+_FLAT = frozenset({str, int, float, bool, type(None)})
 _ESCAPED = re.compile(r"[%+\\]")
 _ENCODED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
 _SECRET_LENGTH_MIN = 8  # a shorter word is none, and half of what was sent may have it in it
@@ -175,10 +176,10 @@ def _secrets(values: Iterable[str]) -> frozenset[str]:
 def _decoded(text: str) -> str:
     """As it reads once nothing is percent-encoded any more: who sends a URL inside a URL encodes it again."""
     for _ in range(_ENCODED_AT_MOST):
-        if "%" not in text and "+" not in text:
+        if "%" not in text:
             break
-        text = unquote_plus(text)
-    return text
+        text = unquote(text)
+    return text.replace("+", " ")
 
 
 def _is_plain(text: str, secrets: frozenset[str]) -> bool:
