@@ -40,9 +40,9 @@ NO_CLICK = UUID(int=0)
 
 class Conversion(msgspec.Struct, tag_field="kind", tag="conversion", kw_only=True, frozen=True, omit_defaults=True):
     """One authenticated, well-formed intake at a conversion door. `intake_id` (UUIDv7) names this receipt,
-    `conversion_id` the order; `former_id` is what the order was called before its offer's scope changed. Without a
+    `conversion_id` the order; `former_id` is its other name where its offer's scope changed near its click. Without a
     click of ours (`NO_CLICK`) link, offer and partner are 0, and a coupon, a customer or `foreign_click` says whose it
-    is; `currency` may then be empty: the offer's."""
+    is; `currency` may then be empty: amounts are hundredths of the offer's."""
 
     v: Literal[1]
     intake_id: UUID

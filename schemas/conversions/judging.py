@@ -19,12 +19,12 @@ from schemas.conversions.posted import Posted
 from schemas.errors import Refused
 from schemas.events import NO_CLICK, Conversion
 from schemas.links import Advertiser, Offer
-from schemas.outcomes import ClickClass, Held, Status
+from schemas.outcomes import ClickClass, Held
 
 DEFAULT_EVENT = "sale"
-_CHANGES = frozenset({Status.REJECTED, Status.REVERSED})
 _PLAIN = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 _NOT_PLAIN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_OF_HUNDREDTHS = "EUR"  # like most currencies: what an amount is read as while it is not known of which
 _SECONDS = re.compile(r"\d{9,11}(\.\d{1,9})?", re.ASCII)
 _TIME_AHEAD_MAX_S = 86_400.0  # a sender's clock or zone may be off, but not by more than a day
 _NEVER_EARNS = {
@@ -99,9 +99,10 @@ def judge(
 
 def _of_a_page(posted: Posted) -> Posted:
     """What a page says, whose source anybody can read: it reports a sale, and changes none."""
-    if posted.status or posted.refund_amount or posted.remaining_amount:
-        raise Refused("not_from_a_page", "a page cannot say what became of an order", "status")
-    return replace(posted, payout="", event_id="")
+    for field in ("status", "refund_amount", "remaining_amount"):
+        if getattr(posted, field):
+            raise Refused("not_from_a_page", "a page cannot say what became of an order", field)
+    return replace(posted, revenue="", payout="", event_id="")
 
 
 def _whose(posted: Posted, click: ClickId | None, offer: Offer | None, advertiser: Advertiser, now_ms: int) -> str:
@@ -125,7 +126,7 @@ def _whose(posted: Posted, click: ClickId | None, offer: Offer | None, advertise
 
 def _currency(text: str) -> str:
     """Empty where neither the sender nor an offer says it; raises Refused for none of ISO 4217."""
-    if text and text.upper() not in money.EXPONENT:
+    if text and not (text.isascii() and text.upper() in money.EXPONENT):
         raise Refused("unknown_currency", f"{text[:16]!r} is no ISO 4217 currency", "currency")
     return text.upper()
 
@@ -139,6 +140,8 @@ def _amounts(posted: Posted, currency: str, decimal_separator: str) -> tuple[dic
     ambiguous = False
     for name, minor in found.items():
         text: str = getattr(posted, name)
+        if minor is not None and not currency:
+            raise Refused("missing_currency", f"without a click {name}_minor needs a currency", "currency")
         try:
             found[name] = _bounded(_minor(text, currency, decimal_separator, name) if text else minor, name)
         except money.AmbiguousAmount:
@@ -149,10 +152,8 @@ def _amounts(posted: Posted, currency: str, decimal_separator: str) -> tuple[dic
 
 
 def _minor(text: str, currency: str, decimal_separator: str, name: str) -> int:
-    if not currency:
-        raise Refused("missing_currency", "without a click a currency is needed", "currency")
     try:
-        return money.major_to_minor(text, currency, decimal_separator)
+        return money.major_to_minor(text, currency or _OF_HUNDREDTHS, decimal_separator)
     except money.AmbiguousAmount:
         raise
     except OverflowError:
