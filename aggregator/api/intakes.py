@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import web
 
-from aggregator.api import rows
+from aggregator.api import dates, rows
 from aggregator.api.calling import CALLER, ID_MAX, UUID_TEXT, Api, Id, Name, answer, parameters, read_body
 from aggregator.api.dates import Instant
 from aggregator.api.writing import changing, respond
@@ -72,8 +72,7 @@ async def rerun(api: Api, request: web.Request) -> web.Response:
     truncated, next_cursor}`: what was rejected is read and judged again as its advertiser is set up now, with the same
     ids, at the time it was received. `results` is what it comes to; `reasons` why some is rejected again."""
     body = await read_body(request, RerunBody)
-    after = _read_cursor(body.cursor) if body.cursor else _just_before(to_ms(body.starts))
-    wanted = Range(after, _first_at(to_ms(body.ends)), body.advertiser_id, body.reason)
+    wanted = _read(body)
     async with changing(api, request) as change:
         async with _undone_if(change.db, is_undone=body.dry_run):
             done = await run_again(change.db, wanted, partial(_configs, change.db), api.click_keys)
@@ -109,6 +108,15 @@ def _shown(row: Row) -> dict[str, Any]:
     return {"received_at": rfc3339(at(uuid_ms(row["intake_id"])))} | rows.shown(row, COLUMNS)
 
 
+def _read(body: RerunBody) -> Range:
+    """Raises Refused naming the field."""
+    starts, ends = dates.to_ms("from", body.starts), dates.to_ms("to", body.ends)
+    if ends <= starts:
+        raise Refused("bad_value", "to must be after from, and is not itself included", "to")
+    after = _read_cursor(body.cursor) if body.cursor is not None else UUID(int=_first_at(to_ms(starts)).int - 1)
+    return Range(after, _first_at(to_ms(ends)), body.advertiser_id, body.reason)
+
+
 def _told(done: Rerun, *, is_dry: bool) -> dict[str, Any]:
     return {
         "results": dict(done.results),
@@ -138,10 +146,6 @@ async def _undone_if(db: Database, *, is_undone: bool) -> AsyncIterator[None]:
 
 def _first_at(ms: int) -> UUID:
     return UUID(int=ms << 80)
-
-
-def _just_before(ms: int) -> UUID:
-    return UUID(int=(ms << 80) - 1)
 
 
 def _read_cursor(text: str) -> UUID:
