@@ -29,7 +29,7 @@ _ID_MAX = 2**31 - 1
 _DIGITS_MAX = 19  # of an int8
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 # a `+` that was not percent-encoded arrives as a space
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d)?)(?:([Zz])|([+ -])(\d\d:\d\d))", re.ASCII)
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(?:([Zz])|([+ -])(\d\d:\d\d))", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
