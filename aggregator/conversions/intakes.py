@@ -35,7 +35,8 @@ WHERE conversion_id = ANY ($1::uuid[]) AND result = 'waiting' ORDER BY intake_id
 _OVERDUE = """
 SELECT conversion_id FROM conversion_intake AS intake
 WHERE result = 'waiting' AND EXISTS (
-    SELECT FROM conversion WHERE conversion.conversion_id IN (intake.conversion_id, (event ->> 'former_id')::uuid))
+    SELECT FROM conversion AS made
+    WHERE made.conversion_id IN (intake.conversion_id, (intake.event ->> 'former_id')::uuid))
 LIMIT $1
 """
 _KEPT = frozenset({Result.WAITING, Result.REJECTED})  # to be applied later, or run again
