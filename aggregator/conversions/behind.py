@@ -1,7 +1,7 @@
 """What becomes of conversions after they were settled: changes whose order came beside them, clicks that became known,
 waits that are over, rates that are there now, and what a conversion has from its click.
 
-Any number of aggregators may run this: a batch of a job is a transaction of its own, done by whoever has the job's lock.
+Any number of aggregators may run this: a batch is a transaction of its own, done by whoever has its job's lock.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _OVERDUE = """
 SELECT found.conversion_id FROM offer, LATERAL (
     SELECT conversion_id FROM conversion
     WHERE offer_id = offer.id AND status = 'pending' AND reason = ANY ($1::text[])
-      AND received_at <= $2 - make_interval(days => auto_approve_days)
+      AND received_at <= $2::timestamptz - make_interval(days => auto_approve_days)
     ORDER BY received_at LIMIT $3
 ) AS found
 WHERE auto_approve_days IS NOT NULL LIMIT $3
@@ -68,11 +68,11 @@ UPDATE conversion SET country = click.country, device = click.device, source_id 
 FROM unnest($1::uuid[], $2::uuid[], $3::bool[]) AS asked (conversion_id, click_id, is_over)
 LEFT JOIN LATERAL (SELECT * FROM click WHERE id = asked.click_id LIMIT 1) AS click ON true
 LEFT JOIN LATERAL (
-    SELECT imported_click.subs FROM conversion AS sale
+    SELECT imported_click.id, imported_click.subs FROM conversion AS sale
     JOIN imported_click ON imported_click.advertiser_id = sale.advertiser_id AND foreign_id = foreign_click
     WHERE sale.conversion_id = asked.conversion_id AND imported_click.id = asked.click_id LIMIT 1
 ) AS imported ON true
-WHERE conversion.conversion_id = asked.conversion_id AND (click.id IS NOT NULL OR is_over)
+WHERE conversion.conversion_id = asked.conversion_id AND (click.id IS NOT NULL OR imported.id IS NOT NULL OR is_over)
 """
 
 
