@@ -45,7 +45,7 @@ REJECTIONS = {
     "bad_customer_id": 400,
     "bad_coupon_code": 400,
     "missing_order_id": 400,
-    "missing_event_id": 400,
+    "event_id_missing": 400,
     "missing_currency": 400,
     "unsupported_parameter": 400,
     "unknown_status": 400,

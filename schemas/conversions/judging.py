@@ -177,7 +177,7 @@ def _refund(posted: Posted, amounts: Mapping[str, int | None]) -> tuple[int | No
     if refund is None or posted.event_id:
         return refund, remaining
     if remaining is None:
-        raise Refused("missing_event_id", "a refund needs an event_id, or the remaining_amount", "event_id")
+        raise Refused("event_id_missing", "a refund needs an event_id, or the remaining_amount", "event_id")
     return None, remaining
 
 

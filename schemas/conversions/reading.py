@@ -156,7 +156,15 @@ def _bare(name: str) -> str:
 
 
 _SECRET_NAMES = (*token_parameters(), "signature", "authorization", "bearer")
-_SECRET = frozenset(map(_bare, _SECRET_NAMES))
+_ADDRESSES = (
+    "ip",
+    "user_ip",
+    "ip_address",
+    "client_ip",
+    "session_ip",
+    "device_ip",
+)  # of the visitor; nobody keeps them
+_SECRET = frozenset(map(_bare, (*_SECRET_NAMES, *_ADDRESSES)))
 _MENTIONS = re.compile(rf"({'|'.join(_SECRET_NAMES)})[\"'\s\]]*[=:\s]")
 _FLAT = frozenset({str, int, float, bool, type(None)})
 _ESCAPED = re.compile(r"[%+\\]")
