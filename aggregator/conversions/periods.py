@@ -7,6 +7,7 @@ adjustment in the ledger.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -234,19 +235,29 @@ async def _compare(
     rates = await _rates(db, offer_id, months, old.currencies | new.currencies)
     found = []
     async for partner_id, period, sales in _read_sales(db, offer_id, months, zone, side):
-        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-        ways = amounts(old, sales, rates, side), amounts(new, sales, rates, side)
-        for sale, (was, was_in), (will_be, will_be_in) in zip(sales, *ways, strict=True):
-            if since <= sale.event_at < until:
-                sums[was_in][0] += was or 0
-                paid_in, pays = (was_in, was) if will_be is None else (will_be_in, will_be)
-                sums[paid_in][1] += pays or 0
-                sums[paid_in][2] += 1
+        # a thread, because a hundred thousand of them take seconds, in which others are to be answered
+        sums = await asyncio.to_thread(_sums, sales, old, new, span, rates, side)
         found += [
             Difference(offer_id, partner_id, period, currency, conversions, was_minor, will_be_minor)
             for currency, (was_minor, will_be_minor, conversions) in sums.items()
         ]
     return found
+
+
+def _sums(
+    sales: Sequence[Sale], old: Offer, new: Offer, span: tuple[datetime, datetime], rates: Rates, side: Side
+) -> dict[str, list[int]]:
+    """By currency: what one partner's sales of a month were paid, what they will be, and how many there are."""
+    since, until = span
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    ways = amounts(old, sales, rates, side), amounts(new, sales, rates, side)
+    for sale, (was, was_in), (will_be, will_be_in) in zip(sales, *ways, strict=True):
+        if since <= sale.event_at < until:
+            sums[was_in][0] += was or 0
+            paid_in, pays = (was_in, was) if will_be is None else (will_be_in, will_be)
+            sums[paid_in][1] += pays or 0
+            sums[paid_in][2] += 1
+    return sums
 
 
 async def _rates(db: Database, offer_id: int, span: tuple[datetime, datetime], currencies: frozenset[str]) -> Rates:
