@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +11,7 @@ from filelock import FileLock
 
 from schemas import journal, limits
 from schemas.outcomes import Outcome
+from tracker.log.one_thread import OneThread
 from tracker.log.recorder import Batch, LogFailed
 
 T = TypeVar("T")
@@ -26,7 +25,7 @@ class JournalLog:
         self.slot = slot
         self._edge = edge
         self._incarnation = incarnation
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._thread: OneThread | None = None
         self._lock: FileLock | None = None
         self._segment: journal.Segment | None = None
         self._opened = 0.0
@@ -66,12 +65,17 @@ class JournalLog:
     async def close(self) -> None:
         """Let the slot go. A segment that was not sealed is closed by whoever takes the slot next."""
         await self._in_thread(self._close)
-        self._thread.shutdown()
+        if self._thread:
+            self._thread.close()
+            self._thread = None
         if self._lock:
             self._lock.release()
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        if self._thread is None:
+            self._thread = OneThread("journal")
+        found: T = await self._thread.do(work, *args)
+        return found
 
     def _append(self, body: bytes, latest_ms: int) -> None:
         try:

@@ -99,13 +99,14 @@ async def test_when_the_disk_hangs_too_everybody_is_answered_and_the_queue_is_bo
     async with Process(settings).running() as process:
         await process.whole()
         proxy.mode = "blackhole"
-        hanging = process.ladder.spool._thread.submit(time.sleep, 5.0)
+        hanging = asyncio.create_task(process.ladder.spool._in_thread(time.sleep, 5.0))
+        await asyncio.sleep(0)
         began = time.monotonic()
         told = [outcome for n in range(5) for outcome in await process.clicks(100, f"{n}")]
         assert time.monotonic() - began < 5 * (process.ladder.deadline_s + 0.5)
         assert set(told) == {LATE, LOST}
         assert process.recorder.queued_events <= 300
-        await asyncio.to_thread(hanging.result)
+        await hanging
         proxy.mode = "pass"
         await process.whole()
     found = set(await topics.values(settings))

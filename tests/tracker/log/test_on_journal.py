@@ -1,6 +1,7 @@
 """The edge's watermarks: registered before it is ready, true while it lives, closed by itself or by the next."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ async def test_one_killed_before_it_closed_its_predecessor_leaves_both_to_the_ne
     await first.die()
     second = Process(tmp_path)
     second.clock.continue_from(second.log.lock())
-    second.log._thread.submit(second.log._current).result()  # it began its segment and was killed there
+    await second.log._in_thread(second.log._current)  # it began its segment and was killed there
     await second.die()
     third = await Process(tmp_path).start()
     assert states(tmp_path, first.clock.incarnation)[-1] == "closed"
@@ -143,7 +144,7 @@ async def test_a_beat_never_promises_an_event_that_is_not_yet_in_the_log(
 ) -> None:
     monkeypatch.setattr(limits, "BEAT_S", 0.01)
     process = await Process(tmp_path).start()
-    process.log._thread.submit(lambda: asyncio.run(asyncio.sleep(0.2)))  # the disk is slow
+    slow = asyncio.create_task(process.log._in_thread(time.sleep, 0.2))  # so is the disk
     async with recording(process.log, process.tally) as recorder:
         beating = asyncio.create_task(process.heartbeat.beat(recorder))
         waiting = recorder.put(b'{"kind":"click","v":1,"id":"0192f0c1-2d3e-7abc-8def-0123456789ab","link_id":1,'
@@ -151,6 +152,7 @@ async def test_a_beat_never_promises_an_event_that_is_not_yet_in_the_log(
         process.now += 10_000
         assert waiting
         await waiting
+        await slow
         await asyncio.sleep(0.15)
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)

@@ -166,10 +166,12 @@ async def test_an_incarnation_that_begins_while_the_old_ones_segment_is_renewed_
     await spool.write(batch(900, b"sent"))
     path, going_on = spool.current, threading.Event()
     assert path
-    spool._thread.submit(going_on.wait)
+    hanging = asyncio.create_task(spool._in_thread(going_on.wait))
+    await asyncio.sleep(0)
     both = asyncio.gather(spool.renew(path, 1), spool.begin("second"))
     await asyncio.sleep(0.05)
     going_on.set()
+    await hanging
     await both
     assert incarnations(spool) == ["first", "second"]
     assert spool.unsent.is_set(), "the old one is still to be closed"
