@@ -116,7 +116,7 @@ async def post_test(api: Api, request: web.Request) -> web.Response:
         await rows.one(change.db, "offer", offer_id, locked=True)
         partner_id = body.partner_id or await _test_partner(change, offer_id)
         link_id = await change.db.fetchval(_TEST_LINK, offer_id, partner_id)
-        values = {"offer_id": offer_id, "partner_id": partner_id, "test": True}
+        values = {"offer_id": offer_id, "partner_id": partner_id, "code": None, "test": True}
         row = await rows.one(change.db, LINK, link_id) if link_id else await insert(change, values)
         if link_id:
             await change.tell_redis("link", link_id)
