@@ -24,7 +24,8 @@ from tracker.visitor import Agent, Place
 class Target(msgspec.Struct, frozen=True):
     """Where a request leads: its link (none where an offer and a partner were named instead), offer and partner, and
     the domain of ours it came by; None where there is none. `steps` are those that can have something to do for it;
-    `packed` and `written` are its ids as they are part of a click id and of an event, 0 where there is none."""
+    `packed` and `written` are its ids as they are part of a click id and of an event, 0 where there is none. Clicks on
+    a test link lead where all do, and are counted nowhere."""
 
     programme: Programme
     link: Link | None = None
@@ -36,17 +37,21 @@ class Target(msgspec.Struct, frozen=True):
     partner_id: int = 0
     packed: bytes = b""
     written: str = ""
+    is_test: bool = False
 
     def __post_init__(self) -> None:
         link_id, offer_id, partner_id = (of.id if of else 0 for of in (self.link, self.offer, self.partner))
+        is_test = self.link is not None and self.link.test
         for name, value in {
-            "steps": tuple(step for step in STEPS if _concerned(step, self)),
-            "link_id": link_id,
-            "partner_id": partner_id,
+            "link_id": 0 if is_test else link_id,
+            "partner_id": 0 if is_test else partner_id,
+            "is_test": is_test,
             "packed": pack(link_id, offer_id, partner_id),
             "written": click_event.written_ids(link_id, offer_id, partner_id),
         }.items():
             msgspec.structs.force_setattr(self, name, value)
+        steps = tuple(step for step in STEPS if _concerned(step, self))
+        msgspec.structs.force_setattr(self, "steps", steps)
 
 
 class Click(msgspec.Struct):
@@ -73,8 +78,8 @@ class Click(msgspec.Struct):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """How to answer: a redirect to `location` (with the event to record, unless it is uncounted, and the caps it then
-    counts against), or a refusal."""
+    """How to answer: a redirect to `location` (with the event to record, unless it is uncounted, and the link, partner
+    and caps it then counts for, 0 or none where it does not), or a refusal."""
 
     reason: Reason
     location: str | None = None
@@ -240,7 +245,7 @@ def put_bot_verdict(click: Click, target: Target, known: Known) -> None:
         click.click_class, click.reason = ClickClass.FLAGGED, Reason.KNOWN_BOT
 
 
-@concerns(lambda to: to.offer and to.partner and (to.offer.caps or to.partner.caps))
+@concerns(lambda to: to.offer and to.partner and (to.offer.caps or to.partner.caps) and not to.is_test)
 def drop_over_cap(click: Click, target: Target, known: Known) -> None:
     """Where a cap is reached, what it says happens, and one that stops goes before one that lets pass; else the click
     counts against all that concern it. Only ordinary clicks are counted, so only they are looked at."""
@@ -303,7 +308,7 @@ def _fallback(target: Target) -> str | None:
 
 def _redirect(click: Click, target: Target, key: ClickKey) -> Decision:
     uuid, uuid_text = uuid7(click.at_ms)
-    click_class = ClickClass.UNCOUNTED if click.uncounted else click.click_class
+    click_class = _class(click, target)
     location = _location(click, target, mint_packed(key, uuid, target.packed, click_class))
     if click.uncounted:
         return Decision(click.reason, location)
@@ -324,6 +329,13 @@ def _location(click: Click, target: Target, click_id: str) -> str:
     )
     filled = macros.fill(template, click, target, click_id)
     return macros.pass_on(filled, click.query) if target.offer.pass_parameters else filled
+
+
+def _class(click: Click, target: Target) -> ClickClass:
+    """What the click is worth, wherever it leads."""
+    if click.uncounted:
+        return ClickClass.UNCOUNTED
+    return ClickClass.TEST if target.is_test else click.click_class
 
 
 def _parts(click: Click, target: Target) -> str:

@@ -11,7 +11,7 @@ from loadtests.faults.edges import BROWSER, link, offer, programme
 from schemas import click_id, events
 from schemas.click_id import ClickKey, ClickKeys
 from schemas.limits import QUERY_PARAMS_MAX, USER_AGENT_MAX, VALUE_MAX
-from schemas.links import Block, Domain, Partner, Programme
+from schemas.links import Block, Cap, Domain, Partner, Programme
 from schemas.outcomes import ClickClass, Reason
 from tracker.params import KEPT
 from tracker.steps import Click, Decision, Known, Target, decide
@@ -149,6 +149,35 @@ def test_a_robot_is_flagged_redirected_and_kept(agent: str, reason: Reason) -> N
     assert (decision.location or "").startswith("https://shop.example/")
     assert id_in(decision).click_class is ClickClass.FLAGGED
     assert (event(decision).reason, event(decision).click_class) == (reason, ClickClass.FLAGGED)
+
+
+TESTED = target(
+    link=link(test=True), offer=offer(caps=(Cap(id=1, period="total", clicks=1),)),
+    partner=partner(caps=(Cap(id=2, period="total", clicks=1),)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("agent", [BROWSER, ROBOT])
+def test_a_click_on_a_test_link_leads_where_all_do_and_is_counted_nowhere(agent: str) -> None:
+    known = Known(SECRET)
+    for of in ((1, 0), (2, 0)):
+        known.caps.count(of)  # both caps are reached
+    decision = decide(Click(NOW, "203.0.113.77", agent, "", "sub1=x"), TESTED, KEY, known)
+    assert (decision.location or "").startswith("https://shop.example/buy?from=x&p=")
+    assert id_in(decision).click_class is ClickClass.TEST
+    found = event(decision)
+    assert (found.click_class, found.link_id, found.offer_id, found.partner_id) == (ClickClass.TEST, 1, 1, 1)
+    assert (decision.link_id, decision.partner_id, decision.caps) == (0, 0, ())
+
+
+def test_it_is_a_test_also_where_it_goes_to_the_fallback_and_uncounted_where_it_would_be() -> None:
+    paused = target(link=link(test=True, status="paused"))
+    decision = run(to=paused)
+    assert (decision.location or "").startswith("https://fallback.example/?c=")
+    assert id_in(decision).click_class is ClickClass.TEST
+    assert (event(decision).click_class, event(decision).reason) == (ClickClass.TEST, Reason.LINK_PAUSED)
+    assert (decision.link_id, decision.partner_id) == (0, 0)
+    assert id_in(run(to=paused, uncounted=True)).click_class is ClickClass.UNCOUNTED
 
 
 @pytest.mark.parametrize("to", [target(), PAUSED_LINK])
