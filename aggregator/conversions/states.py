@@ -21,6 +21,7 @@ from aggregator.conversions.rates import Rates, day_of
 from aggregator.conversions.terms import Offer, price
 from schemas.click_id import uuid_ms
 from schemas.events import Conversion
+from schemas.money import EXPONENT
 from schemas.outcomes import Held, NoChange, Result, Status
 
 PIXEL = "pixel"
@@ -198,7 +199,8 @@ def owned(state: State, owner: Owner, known: Known) -> State:
     currency = offer.currency if offer and state.sale_currency == NO_CURRENCY else state.sale_currency
     made = replace(
         state, click_id=owner.click_uuid, click_class=owner.click_class, link_id=owner.link_id,
-        offer_id=owner.offer_id, partner_id=owner.partner_id, held=_held(owner, offer), sale_currency=currency,
+        offer_id=owner.offer_id, partner_id=owner.partner_id, held=_held(owner, offer, state.sale_currency),
+        sale_currency=currency,
     )  # fmt: skip
     return settled(made, known)
 
@@ -268,7 +270,8 @@ def _made(event: Conversion, known: Known) -> State:
         event_at_ms=event.event_at_ms, received_at_ms=uuid_ms(event.intake_id), click_class=owner.click_class,
         door=event.door, original_status=event.original_status, customer_id=event.customer_id or None,
         coupon_code=event.coupon_code or None, foreign_click=event.foreign_click or None, adv=_json(event.adv),
-        sale_currency=event.currency or (offer.currency if offer else "") or NO_CURRENCY, held=_held(owner, offer),
+        sale_currency=event.currency or (offer.currency if offer else "") or NO_CURRENCY,
+        held=_held(owner, offer, event.currency),
         base_minor=None, base_intake_id=None, payout_override_minor=None, revenue_stated_minor=None, doubt="",
         said=frozenset({event.status} if event.status else ()),
     )  # fmt: skip
@@ -279,7 +282,10 @@ def _json(adv: Mapping[str, str]) -> str | None:
     return orjson.dumps(adv).decode() if adv else None
 
 
-def _held(owner: Owner, offer: Offer | None) -> str:
+def _held(owner: Owner, offer: Offer | None, currency: str) -> str:
+    """Where no currency was said, amounts are hundredths of the offer's: what has none has to be looked at."""
+    if offer and currency in ("", NO_CURRENCY) and EXPONENT.get(offer.currency, 2) != 2:
+        return owner.reason or Held.AMBIGUOUS_AMOUNT
     return owner.reason or (Held.DEFAULT if offer and offer.default_status == "pending" else "")
 
 
