@@ -107,23 +107,15 @@ async def take_many(edge: Edge, sender: Sender, items: Sequence[T], read_one: Ca
 
 
 async def _put_all(edge: Edge, sender: Sender, all_sent: Sequence[Sent]) -> list[Waiting]:
-    offers = await _offers(edge, all_sent)
+    try:
+        offers = await edge.links.offers({sent.click.offer_id for sent in all_sent if sent.click})
+    except NotReady:
+        raise Refused("unavailable", "try again in a moment") from None
     return [put(edge, sender, sent, offers.get(sent.click.offer_id) if sent.click else None) for sent in all_sent]
 
 
 async def _receipts(edge: Edge, sender: Sender, waiting: Iterable[Waiting]) -> list[Receipt]:
     return [receipt(edge, sender, sent, judged, await waiter if waiter else None) for sent, judged, waiter in waiting]
-
-
-async def _offers(edge: Edge, all_sent: Iterable[Sent]) -> dict[int, Offer | None]:
-    """The offers of all clicks: what is held costs no wait, the others are asked for together."""
-    wanted = {sent.click.offer_id for sent in all_sent if sent.click}
-    try:
-        if len(wanted) == 1:
-            return {offer_id: await edge.links.offer(offer_id) for offer_id in wanted}
-        return dict(zip(wanted, await asyncio.gather(*map(edge.links.offer, wanted)), strict=True))
-    except NotReady:
-        raise Refused("unavailable", "try again in a moment") from None
 
 
 def put(edge: Edge, sender: Sender, sent: Sent, offer: Offer | None) -> Waiting:

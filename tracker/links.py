@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 import structlog
@@ -120,6 +120,13 @@ class LinkCache:
     async def offer(self, offer_id: int) -> Offer | None:
         found = await self._get(redis_keys.offer(offer_id))
         return found if isinstance(found, Offer) else None
+
+    async def offers(self, offer_ids: Iterable[int]) -> dict[int, Offer | None]:
+        """Several, the others together where some are not held."""
+        held = {offer_id: self.tier.fresh(redis_keys.offer(offer_id)) for offer_id in offer_ids}
+        others = [offer_id for offer_id, found in held.items() if found is None]
+        found = dict(zip(others, await asyncio.gather(*map(self.offer, others)), strict=True)) if others else {}
+        return found | {offer_id: offer for offer_id, offer in held.items() if isinstance(offer, Offer)}
 
     async def advertiser(self, token_sha256_hex: str) -> Advertiser | None:
         found = await self._get(redis_keys.advertiser(token_sha256_hex))
