@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from aggregator.conversions.rates import Rates, day_of
 from aggregator.conversions.terms import Offer, Price, Terms, price, read_offers, read_tiers
 from aggregator.db.connect import connect
+from aggregator.db.instants import to_ms
 from schemas.limits import AMOUNT_MINOR_MAX
 from schemas.outcomes import Held
 
@@ -235,12 +236,18 @@ async def test_offers_are_read_with_all_that_settling_needs(database_url: str) -
                                  tiers, marginal)
         VALUES (1, '2026-01-01Z', 'cps', NULL, 12.5, 'EUR', 'payout', 1, 'sale',
                 '[{"from": 100, "percent": "15"}, {"from": 10, "percent": "13.25"}]', false),
+               (1, '2026-02-01Z', 'cpa', 2, NULL, 'USD', 'payout', NULL, 'other', NULL, true),
+               (1, '2026-01-01Z', 'cpa', 1, NULL, 'USD', 'payout', NULL, 'other', NULL, true),
                (1, '-infinity', 'cpl', 300, NULL, 'USD', 'payout', NULL, NULL, NULL, true),
                (1, '-infinity', 'cpa', 900, NULL, 'USD', 'revenue', NULL, NULL, NULL, true)""")
     offers = await read_offers(db, [2, 1, 404, 1])
     await db.close()
     assert offers.keys() == {1, 2}
-    general, revenue, special = sorted(offers[1].terms, key=lambda terms: (terms.valid_from_ms, terms.side))
+    newest = offers[1].terms_at(to_ms(datetime(2026, 3, 1, tzinfo=UTC)), event="other")
+    assert newest is not None
+    assert newest.amount_minor == 2
+    others = [terms for terms in offers[1].terms if terms.event != "other"]
+    general, revenue, special = sorted(others, key=lambda terms: (terms.valid_from_ms, terms.side))
     assert (general, revenue) == (
         Terms(FOREVER, "cpl", 300, None, "USD"),
         Terms(FOREVER, "cpa", 900, None, "USD", side="revenue"),
