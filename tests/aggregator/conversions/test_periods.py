@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.conversions import ledger
+from aggregator.conversions import change, ledger
+from aggregator.conversions import settle as settling
 from aggregator.conversions.periods import Difference, Sale, amounts, bounds, close, last_month, rerate, what_if
 from aggregator.conversions.rates import Rates, day_of
 from aggregator.conversions.terms import Offer, Terms, Tier, Worth
 from aggregator.db.connect import Connection, connect
 from aggregator.db.instants import to_ms
-from loadtests.faults.journals import uuid7
+from loadtests.faults.journals import conversion, uuid7
 from schemas.errors import Refused
 
 FOREVER = float("-inf")
@@ -374,3 +375,17 @@ async def test_a_sale_without_a_click_counts_by_its_own_time(db: Connection) -> 
     await sell(db, OCTOBER, 1, offer_id=2, click_id=uuid7(to_ms(OCTOBER) - 1))
     proposed = Terms(0, "cpa", 1, None, "EUR", event="lead")  # changes nothing
     assert await would(db, 2, proposed, OCTOBER, NOVEMBER) == [(1, "2025-10", 2, 800, 800)]
+
+
+async def test_months_of_sales_as_they_are_settled_come_to_what_the_ledger_holds(db: Connection) -> None:
+    """The same through the doors of settling: sales, a close, a reversal by hand, the next close."""
+    sales = [conversion(to_ms(OCTOBER + n * MINUTE), order_id=f"o-{n}", partner_id=1) for n in range(1, 7)]
+    async with db.transaction():
+        await settling.settle(db, sales, 0)
+    assert await settle(db, "2025-10") == [(1, "2025-10", 400)]
+    async with db.transaction():
+        await change.reverse(db, [sales[2].conversion_id], "admin:1", "returned")
+    assert await settle(db, "2025-11") == [(1, "2025-10", -100)]
+    assert await settle(db, "2025-11") == []
+    assert await owed(db) == 5 * 100 + 300
+    assert await ledger.check(db) == []

@@ -10,8 +10,12 @@ from uuid import UUID
 
 import pytest
 
+from aggregator.conversions import change, ledger
 from aggregator.conversions.rates import Rates, read_rates, waiting
+from aggregator.conversions.settle import settle
 from aggregator.db.connect import Connection, connect
+from aggregator.db.instants import to_ms
+from loadtests.faults.journals import conversion
 
 DAY = date(2026, 11, 23)
 
@@ -72,3 +76,33 @@ async def test_a_conversion_waits_until_all_its_rates_of_its_day_are_there(db: C
     await store(db, "USD", "GBP", "0.75")  # the offer's currency, which its bound is in
     assert list(await waiting(db, 10)) == [plain, with_revenue, overridden]
     assert list(await waiting(db, 1, plain)) == [with_revenue]
+
+
+async def test_a_sale_in_another_currency_is_paid_as_soon_as_its_day_has_a_rate(db: Connection) -> None:
+    await db.execute("""
+        INSERT INTO partner (name) VALUES ('p');
+        INSERT INTO offer_terms (offer_id, model, percent, amount_minor, currency, side)
+        VALUES (1, 'cps', 10, NULL, 'EUR', 'payout'), (1, 'cpa', NULL, 250, 'GBP', 'revenue')""")
+    at_ms = to_ms(datetime(2026, 11, 23, 12, tzinfo=UTC))
+    sale = conversion(at_ms, amount_minor=4990, currency="USD")
+    async with db.transaction():
+        await settle(db, [sale], 0)
+    await store(db, "USD", "EUR", "0.9")
+    assert list(await waiting(db, 10)) == []  # the revenue's rate is still missing
+    await store(db, "GBP", "USD", "1.25")
+    ids = await waiting(db, 10)
+    assert list(ids) == [sale.conversion_id]
+    async with db.transaction():
+        await change.reprice(db, ids)
+    row = await db.fetchrow("SELECT status, reason, payout_minor, currency, revenue_minor FROM conversion")
+    assert row is not None
+    assert tuple(row) == ("approved", None, 449, "EUR", 250)
+    assert await ledger.balance(db, ledger.partner(1)) == {"EUR": 449}
+    assert await ledger.balance(db, ledger.advertiser(1)) == {"GBP": -250}
+    assert list(await waiting(db, 10)) == []
+    # a rate that is put right changes nothing that was paid
+    await db.execute("UPDATE rate SET rate = 9")
+    async with db.transaction():
+        await settle(db, [conversion(at_ms, amount_minor=4990, currency="USD", conversion_id=sale.conversion_id)], 0)
+    assert await ledger.balance(db, ledger.partner(1)) == {"EUR": 449}
+    assert await ledger.check(db) == []
