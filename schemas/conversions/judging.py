@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
+
+import msgspec
 
 from schemas import limits, money
 from schemas.click_id import ClickId
@@ -102,7 +103,7 @@ def _of_a_page(posted: Posted) -> Posted:
     for field in ("status", "refund_amount", "remaining_amount"):
         if getattr(posted, field):
             raise Refused("not_from_a_page", "a page cannot say what became of an order", field)
-    return replace(posted, revenue="", payout="", event_id="")
+    return msgspec.structs.replace(posted, revenue="", payout="", event_id="")
 
 
 def _whose(posted: Posted, click: ClickId | None, offer: Offer | None, advertiser: Advertiser, now_ms: int) -> str:
@@ -140,6 +141,8 @@ def _amounts(posted: Posted, currency: str, decimal_separator: str) -> tuple[dic
     ambiguous = False
     for name, minor in found.items():
         text: str = getattr(posted, name)
+        if minor is None and not text:
+            continue
         if minor is not None and not currency:
             raise Refused("missing_currency", f"without a click {name}_minor needs a currency", "currency")
         try:
@@ -204,7 +207,7 @@ def _held(door: str, ambiguous: bool, amounts: Mapping[str, int | None], currenc
 
 def _text(text: str, longest: int, code: str) -> str:
     """Raises Refused for what cannot be a name: cutting it could make one of two."""
-    if len(text) > longest or not _PLAIN.fullmatch(text):
+    if len(text) > longest or not (text.isprintable() or _PLAIN.fullmatch(text)):
         field = code.removeprefix("bad_")
         raise Refused(code, f"{field} has at most {longest} printable characters", field)
     return text

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Posted:
+class Posted(msgspec.Struct, frozen=True):
     """What a sender said, in our words, values unread: empty where it said nothing. An amount is a major-unit decimal
     (`amount`) or an integer (`amount_minor`), never both. `status` is one of ours, `original_status` as it was sent."""
 
@@ -31,4 +31,4 @@ class Posted:
     remaining_amount_minor: int | None = None
     customer_id: str = ""
     coupon_code: str = ""
-    adv: Mapping[str, str] = field(default_factory=dict)
+    adv: Mapping[str, str] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -19,7 +18,8 @@ from schemas.conversions.posted import Posted
 from schemas.errors import Refused
 
 ADV = tuple(f"adv{n}" for n in range(1, 11))
-JSON_FIELDS = frozenset(field.name for field in fields(Posted)) - {"original_status", "adv"} | frozenset(ADV)
+_ADV = frozenset(ADV)
+JSON_FIELDS = frozenset(Posted.__struct_fields__) - {"original_status", "adv"} | frozenset(ADV)
 MONEY = ("amount", "revenue", "payout", "refund_amount", "remaining_amount")
 _TYPES: Mapping[str, type] = {name: int if name.endswith("_minor") else str for name in JSON_FIELDS}
 _MINOR = frozenset(name for name in JSON_FIELDS if name.endswith("_minor"))
@@ -59,10 +59,11 @@ def posted_form(params: Mapping[str, str], dialect: Dialect, status_map: Mapping
     said: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     for name, value in params.items():
-        field, rank = dialect.fields.get(name, ("", 0))
-        if field and value and rank < ranks.get(field, limits.QUERY_PARAMS_MAX):
-            said[field], ranks[field] = value, rank
-    adv = {name: said.pop(name) for name in ADV if name in said}
+        if value and name in dialect.fields:
+            field, rank = dialect.fields[name]
+            if field not in said or rank < ranks[field]:
+                said[field], ranks[field] = value, rank
+    adv = {name: said.pop(name) for name in _ADV.intersection(said)}
     if "event" in said:
         said["event"] = dialect.events.get(said["event"], said["event"])
     if "status" in said:
