@@ -35,7 +35,7 @@ _NAMES = {
     "code": ("code", "domain", "domain_id"),
     "click_id": ("click_id",),
     "conversion_id": ("conversion_id",),
-    "order_id": ("order_id", "event", "advertiser_id", "advertiser_external_id"),
+    "order_id": ("order_id", "event", "advertiser_id", "advertiser_external_id", "conversion_id"),
 }
 
 

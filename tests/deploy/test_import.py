@@ -21,6 +21,8 @@ from rich.console import Console
 from aggregator.api import exports, imports, keys
 from aggregator.api.app import application, open_api
 from aggregator.api.sheets import Format
+from aggregator.conversions import ledger
+from aggregator.conversions.settle import settle
 from aggregator.db.connect import Connection, connected
 from deploy.run import exporting, importing
 from deploy.run.children import CannotStart, free_port
@@ -29,6 +31,7 @@ from schemas import limits
 from schemas.errors import Refused
 from schemas.http import serving
 from schemas.settings import ApiSettings
+from tests.aggregator.api.conftest import Made, conversion
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
 PARTNERS = "external_id,name\n"
@@ -149,6 +152,37 @@ async def test_clicks_of_another_tracker_come_like_everything_else(clickdam: Com
     file.write_text("\n".join(["click_id,clicked_at,link_code,sub1", *rows]))
     code, said = await clickdam.imports("clicks", file)
     assert (code, "1,000 unchanged" in said) == (0, True)
+
+
+async def test_an_advertisers_verdicts_come_like_everything_else(clickdam: Commands, tmp_path: Path) -> None:
+    await clickdam.db.execute(
+        """INSERT INTO advertiser (name, external_id, token_sha256) VALUES ('a', 'A1', '');
+           INSERT INTO partner (name) VALUES ('p');
+           INSERT INTO offer (advertiser_id, name, destination_url, currency)
+           VALUES (1, 'o', 'https://o.example', 'EUR');
+           INSERT INTO offer_terms (offer_id, model, percent, currency, valid_from)
+           VALUES (1, 'cps', 10, 'EUR', '-infinity');
+           INSERT INTO link (code, offer_id, partner_id) VALUES ('go', 1, 1)"""
+    )
+    made, now_ms = Made(1, "", 1, 1, 1, "go"), time.time_ns() // 1_000_000
+    count = limits.IMPORT_BATCH_ROWS + 1
+    async with clickdam.db.transaction():
+        await settle(clickdam.db, [conversion(made, now_ms, f"A-{n}") for n in range(count)], 0)
+    file = tmp_path / "orders.csv"
+    rows = [f"A-{n};{'40,00' if n == 7 else ''};{'' if n == 7 else 'rejected'};A1" for n in range(count)]
+    file.write_text("\n".join(["order_id;amount;status;advertiser_external_id", *rows, "A-0;;rejected;A1", "B;;x;A1"]))
+    exit_code, said = await clickdam("conversions", "import", file, "--dry-run")
+    assert (exit_code, f"{count:,} updated" in said, "nothing was changed" in said) == (1, True, True)
+    exit_code, said = await clickdam("conversions", "import", file)
+    assert (exit_code, f"{count:,} updated" in said, "2 failed" in said) == (1, True, True)
+    errors = (tmp_path / "orders.csv.errors.csv").read_text()
+    assert "an earlier row has the order_id A-0 already" in errors
+    assert "there is no such order" in errors
+    assert await ledger.balance(clickdam.db, "partner:1") == {"EUR": 400}
+    assert await ledger.check(clickdam.db) == []
+    file.write_text("\n".join(["order_id;amount;status;advertiser_external_id", *rows]))
+    exit_code, said = await clickdam.imports("conversions", file)
+    assert (exit_code, f"{count:,} unchanged" in said) == (0, True), said
 
 
 async def test_an_import_that_was_stopped_says_how_to_go_on_and_does(clickdam: Commands, tmp_path: Path) -> None:
