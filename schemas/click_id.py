@@ -13,11 +13,10 @@ The mask is the ninth byte of the same digest, so minting costs one hash; verify
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hmac
 import struct
-from binascii import b2a_base64
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -32,6 +31,8 @@ KEY_NUMBERS = range(32)
 _HEAD = struct.Struct(">B16sIII")
 _IDS = struct.Struct(">III")
 _BYTES = tuple(bytes((n,)) for n in range(256))
+_CLASSES = tuple(ClickClass)
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
@@ -163,18 +164,19 @@ def read(keys: ClickKeys, text: str) -> ClickId:
 def _decode(text: str) -> bytes:
     if len(text) != TEXT_LENGTH or not text.isascii():
         raise NotAClickId(f"a click id has {TEXT_LENGTH} characters")
+    said = text.encode("ascii")
     try:
-        raw = base64.b64decode(text + "A", altchars=b"-_", validate=True)
+        raw = a2b_base64(said.translate(_STANDARD) + b"A", strict_mode=True)
     except binascii.Error as error:
         raise NotAClickId("not base64url") from error
-    if raw[SIZE_BYTES:] != b"\0" or base64.urlsafe_b64encode(raw)[:TEXT_LENGTH].decode("ascii") != text:
+    if raw[SIZE_BYTES:] != b"\0" or b2a_base64(raw, newline=False).translate(_URL_SAFE)[:TEXT_LENGTH] != said:
         raise NotAClickId("not the canonical spelling")  # spare bits would let one id be written four ways
     return raw[:SIZE_BYTES]
 
 
 def _class_of(key: ClickKey, raw: bytes) -> ClickClass:
     head, masked, tag = raw[: _HEAD.size], raw[_HEAD.size], raw[_HEAD.size + 1 :]
-    for click_class in ClickClass:
+    for click_class in _CLASSES:
         digest = _digest(key, head, click_class)
         if hmac.compare_digest(digest[:8], tag) and masked == click_class ^ digest[8]:
             return click_class

@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -213,6 +212,6 @@ def _test_receipt(edge: Edge, sender: Sender, sent: Sent, judged: Judged) -> Rec
     """How a test was read, and what its receipt would be."""
     edge.tally.count(f"{COUNTED_AS}test", edge.clock.now_ms())
     would_be = _rejected(judged) if isinstance(judged, Refused) else _accepted(judged, Result.ACCEPTED, 200)
-    fields = {name: value for name, value in asdict(sent.posted).items() if value not in ("", None, {})}
+    fields = {name: value for name, value in msgspec.structs.asdict(sent.posted).items() if value not in ("", None, {})}
     body = {"test": True, "dialect": sender.advertiser.dialect, "fields": fields, "receipt": would_be.body}
     return Receipt(body, would_be.status, would_be.headers)
