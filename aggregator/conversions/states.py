@@ -219,8 +219,17 @@ def settled(state: State, known: Known) -> State:
         currency=paid.currency or state.sale_currency, revenue_minor=paid.revenue_minor,
         revenue_currency=paid.revenue_currency,
     )  # fmt: skip
-    status, reason = _status(state, paid.reason)
+    status, reason = _status(state, paid.reason or _above_bound(state, offer, known))
     return replace(state, status=status, reason=reason)
+
+
+def _above_bound(state: State, offer: Offer | None, known: Known) -> str:
+    """Is it more than its offer's orders come to? A door can tell only where it knows the offer, and its currency."""
+    if offer is None or offer.amount_max_minor is None or state.gross_minor is None:
+        return ""
+    day = day_of(state.event_at_ms)
+    worth = known.rates.convert(state.gross_minor, state.sale_currency, offer.currency, day)
+    return Held.ABOVE_BOUND if worth is not None and worth > offer.amount_max_minor else ""
 
 
 def _status(state: State, unclear: str) -> tuple[Status, str]:

@@ -162,6 +162,26 @@ async def test_a_parked_conversion_is_paid_once_its_click_is_known(db: Connectio
     assert (change["actor"], change["from_status"], change["to_status"]) == ("auto", "pending", "approved")
 
 
+async def test_an_offers_bound_holds_also_where_no_door_could_know_the_offer(db: Connection) -> None:
+    """By a coupon, by an imported click, in another currency, and by what is added later."""
+    await db.execute("UPDATE offer SET amount_max_minor = 1000; UPDATE advertiser SET duplicates = 'increment'")
+    await db.execute("INSERT INTO coupon (code, advertiser_id, offer_id, partner_id) VALUES ('X', 1, 1, 2)")
+    by_coupon, by_click = (
+        bare(coupon_code="X", order_id="o", amount_minor=1001),
+        bare(foreign_click="a", amount_minor=1001),
+    )
+    in_dollars, grows = sale(currency="USD", amount_minor=2001), sale(amount_minor=600, event_id="1")
+    await db.execute("INSERT INTO rate VALUES ('USD', 'EUR', $1, 0.5)", at(in_dollars.event_at_ms).date())
+    more = sale(conversion_id=grows.conversion_id, amount_minor=600, event_id="2")
+    good = bare(coupon_code="X", order_id="p", amount_minor=1000), sale(currency="USD", amount_minor=2000)
+    await settled(db, by_coupon, by_click, in_dollars, *good)
+    await settled(db, grows, more)
+    await imported(db, "a")
+    await work(db)
+    assert {await status(db, one) for one in (by_coupon, by_click, in_dollars, grows)} == {("pending", "above_bound")}
+    assert {await status(db, one) for one in good} == {("approved", None)}
+
+
 async def test_a_sale_of_a_customer_that_comes_before_the_one_that_won_it_is_its_partners(db: Connection) -> None:
     first_ms = now_ms() - 50_000
     renewal = bare(customer_id="c", order_id="2")
