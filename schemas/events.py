@@ -8,7 +8,6 @@ from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
-import orjson
 
 VERSION: Literal[1] = 1
 
@@ -131,7 +130,7 @@ def decode(line: bytes) -> Event:
 
 def encode(event: Event) -> bytes:
     """One event as a line of the log, without the line's end."""
-    return orjson.dumps(msgspec.to_builtins(event))
+    return msgspec.json.encode(event)
 
 
 def json_schema() -> dict[str, Any]:
