@@ -28,9 +28,10 @@ _PERIOD = re.compile(r"20\d\d-(0[1-9]|1[0-2])", re.ASCII)
 _ONE_AT_A_TIME = "SELECT pg_advisory_xact_lock(hashtext('periods'))"
 _SALES = """
 SELECT partner_id, event, click_id, event_at, sale_amount_minor, sale_currency,
-       CASE WHEN payout_override_minor IS NOT NULL THEN payout_minor END AS payout_said, currency AS payout_currency,
-       revenue_stated_minor AS revenue_said, revenue_currency
-FROM conversion WHERE offer_id = $1 AND status = 'approved' AND event_at >= $2 AND event_at < $3
+       CASE WHEN num_nulls(payout_override_minor, payout_override_max_minor) = 0 THEN payout_minor END AS payout_said,
+       conversion.currency AS payout_currency, revenue_stated_minor AS revenue_said, revenue_currency
+FROM conversion JOIN offer ON offer.id = offer_id
+WHERE offer_id = $1 AND conversion.status = 'approved' AND event_at >= $2 AND event_at < $3
 ORDER BY partner_id, event_at, conversion_id
 """
 _CURRENCIES = """
@@ -44,8 +45,8 @@ SELECT DISTINCT offer_id FROM offer_terms WHERE tiers IS NOT NULL AND side = 'pa
 # committed later than they say.
 _CHANGED = """
 SELECT DISTINCT offer_id, to_char(event_at AT TIME ZONE $1, 'YYYY-MM') AS period FROM conversion
-WHERE offer_id = ANY ($2::int[]) AND event_at < $3
-  AND changed_at > (SELECT max(closed_at) FROM closed_period) - make_interval(secs => $4)
+WHERE offer_id = ANY ($2::int[])
+  AND changed_at > (SELECT max(closed_at) FROM closed_period) - make_interval(secs => $3)
   AND to_char(event_at AT TIME ZONE $1, 'YYYY-MM') IN (SELECT period FROM closed_period)
 ORDER BY offer_id, period
 """
@@ -110,12 +111,11 @@ async def close(db: Database, period: str, actor: str, *, dry_run: bool) -> list
     was approved, reversed or changed since. Raises Refused for a month that is not over.
     """
     zone = ZoneInfo(await db.fetchval("SELECT timezone FROM programme"))
-    since, until = bounds(period, zone)
-    if until > await db.fetchval("SELECT clock_timestamp()"):
+    if bounds(period, zone)[1] > await db.fetchval("SELECT clock_timestamp()"):
         raise Refused("conflict", f"{period} is not over yet", "period")
     await db.execute(_ONE_AT_A_TIME)
     tiered = [row["offer_id"] for row in await db.fetch(_TIERED)]
-    changed = await db.fetch(_CHANGED, zone.key, tiered, since, limits.CHANGED_LATER_S)
+    changed = await db.fetch(_CHANGED, zone.key, tiered, limits.CHANGED_LATER_S)
     months = sorted({(row["offer_id"], row["period"]) for row in changed} | {(offer, period) for offer in tiered})
     offers = await read_offers(db, tiered)
     settled = []

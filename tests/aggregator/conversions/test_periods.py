@@ -232,6 +232,15 @@ async def test_what_changes_after_its_month_was_closed_is_carried_by_the_next_cl
     assert await ledger.check(db) == []
 
 
+async def test_months_may_be_closed_in_any_order(db: Connection) -> None:
+    """Each carries what changed in all that were closed, in later ones too: the next looks no further back."""
+    later = await sell(db, NOVEMBER, 3)
+    await sell(db, OCTOBER, 3)
+    assert await settle(db, "2025-11") == [(1, "2025-11", 100)]
+    await take_back(db, later[0])
+    assert await settle(db, "2025-10") == [(1, "2025-10", 100), (1, "2025-11", -100)]
+
+
 async def test_a_close_once_nothing_is_left_takes_all_back(db: Connection) -> None:
     sold = await sell(db, OCTOBER, 3)
     await settle(db, "2025-10")
@@ -265,6 +274,13 @@ async def test_tiers_follow_the_programmes_calendar(db: Connection) -> None:
     assert await settle(db, "2025-09") == []
 
 
+async def test_a_payout_that_a_sender_may_not_set_is_none(db: Connection) -> None:
+    await sell(db, OCTOBER, 3, payout_override_minor=7)
+    assert await settle(db, "2025-10", dry_run=True) == [(1, "2025-10", 100)]
+    await db.execute("UPDATE offer SET payout_override_max_minor = 1000")
+    assert await settle(db, "2025-10", dry_run=True) == []
+
+
 async def test_each_partner_climbs_its_own_ladder(db: Connection) -> None:
     await db.execute("""
         INSERT INTO offer_terms (offer_id, partner_id, model, amount_minor, currency, tiers, marginal)
@@ -288,6 +304,7 @@ async def rated(db: Connection, since: datetime, until: datetime, *, dry_run: bo
 
 
 async def test_a_range_is_re_rated_by_todays_terms_once(db: Connection) -> None:
+    await db.execute("UPDATE offer SET payout_override_max_minor = 1000 WHERE id = 2")
     await sell(db, OCTOBER, 3, offer_id=2)
     await sell(db, NOVEMBER - MINUTE, 2, offer_id=2)  # the second is November's
     await sell(db, OCTOBER, 2, offer_id=2, partner_id=2, payout_override_minor=100)
