@@ -56,6 +56,12 @@ _CHANGE_COLUMNS: dict[str, tuple[str, ...]] = {
     "partner": ("at", "actor", "from_status", "to_status", "reason", "sale_amount_minor", "payout_minor"),
     "advertiser": ("at", "actor", "from_status", "to_status", "reason", "sale_amount_minor"),
 }
+# Under its own name, else as a receipt named it: an order may be kept by the name of its offer's former scope.
+_CONVERSION = """
+SELECT * FROM conversion WHERE conversion_id = coalesce(
+    (SELECT conversion_id FROM conversion WHERE conversion_id = $1),
+    (SELECT conversion_id FROM conversion_intake WHERE named_as = $1 ORDER BY intake_id LIMIT 1))
+"""
 _CHANGES = """
 SELECT at, actor, from_status, to_status, reason, sale_amount_minor, payout_minor
 FROM conversion_change WHERE conversion_id = $1 ORDER BY id LIMIT $2
@@ -117,6 +123,7 @@ async def get(api: Api, request: web.Request) -> web.Response:
     conversion_id, caller = path_uuid(request), request[CALLER]
     async with acquire(api.pool) as db, db.transaction(isolation="repeatable_read", readonly=True):
         row = await find(db, conversion_id, caller)
+        conversion_id = row["conversion_id"] if row else conversion_id
         intakes = [] if caller.role == "partner" else await _intakes(db, conversion_id, caller)
         if row is None and not intakes:
             raise not_here()
@@ -179,7 +186,7 @@ def check_decides(caller: Caller, row: Row, status: str | None) -> None:
 
 async def find(db: Database, conversion_id: UUID, caller: Caller) -> Row | None:
     """The conversion, if it is here and the caller's."""
-    row = await db.fetchrow("SELECT * FROM conversion WHERE conversion_id = $1", conversion_id)
+    row = await db.fetchrow(_CONVERSION, conversion_id)
     owner = _OWNER[caller.role]
     return row if row is not None and (owner is None or row[owner] == getattr(caller, owner)) else None
 
@@ -211,6 +218,7 @@ async def _by_hand(
         before = await find(change.db, conversion_id, caller)
         if before is None:
             raise not_here()
+        conversion_id = before["conversion_id"]
         rows.check_version(request, before["version"])
         check_decides(caller, before, status)
         changed = await decide(change.db, conversion_id, caller.actor)

@@ -14,18 +14,19 @@ from schemas.outcomes import Result
 _THERE = "SELECT intake_id FROM conversion_intake WHERE intake_id = ANY ($1::uuid[])"
 _INSERT = """
 INSERT INTO conversion_intake
-    (intake_id, conversion_id, result, reason, advertiser_id, order_id, door, dialect, raw, event)
-SELECT intake_id, conversion_id, result, reason, advertiser_id, order_id, door, dialect, raw, event::jsonb
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
-            $10::text[])
-    AS new (intake_id, conversion_id, result, reason, advertiser_id, order_id, door, dialect, raw, event)
+    (intake_id, conversion_id, named_as, result, reason, advertiser_id, order_id, door, dialect, raw, event)
+SELECT intake_id, conversion_id, named_as, result, reason, advertiser_id, order_id, door, dialect, raw, event::jsonb
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::int[], $7::text[], $8::text[], $9::text[],
+            $10::text[], $11::text[])
+    AS new (intake_id, conversion_id, named_as, result, reason, advertiser_id, order_id, door, dialect, raw, event)
 ON CONFLICT DO NOTHING RETURNING intake_id
 """
 _UPDATE = """
-UPDATE conversion_intake SET conversion_id = new.conversion_id, result = new.result, reason = new.reason,
+UPDATE conversion_intake SET conversion_id = new.conversion_id, named_as = new.named_as, result = new.result,
+    reason = new.reason,
     event = coalesce(new.event::jsonb, CASE WHEN new.result IN ('waiting', 'rejected') THEN conversion_intake.event END)
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
-    AS new (intake_id, conversion_id, result, reason, event)
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[])
+    AS new (intake_id, conversion_id, named_as, result, reason, event)
 WHERE conversion_intake.intake_id = new.intake_id
 """
 _WAITING = """
@@ -71,7 +72,7 @@ async def claim(
 async def correct(db: Database, outcomes: Mapping[UUID, Outcome], intakes: Mapping[UUID, Conversion | Intake]) -> None:
     """Write what came of them in the end."""
     rows = [
-        (intake_id, one.conversion_id, one.result, one.reason or None, _kept(intakes[intake_id], one))
+        (intake_id, *_named(intakes[intake_id], one), one.result, one.reason or None, _kept(intakes[intake_id], one))
         for intake_id, one in sorted(outcomes.items())
     ]
     if rows:
@@ -92,9 +93,15 @@ async def overdue(db: Database, limit: int) -> set[UUID]:
 
 def _row(one: Conversion | Intake, outcome: Outcome) -> tuple[Any, ...]:
     return (
-        one.intake_id, outcome.conversion_id, outcome.result, outcome.reason or None, one.advertiser_id,
+        one.intake_id, *_named(one, outcome), outcome.result, outcome.reason or None, one.advertiser_id,
         one.order_id or None, one.door or None, one.dialect or None, one.raw or None, _kept(one, outcome),
     )  # fmt: skip
+
+
+def _named(one: Conversion | Intake, outcome: Outcome) -> tuple[UUID | None, UUID | None]:
+    """The order that it is of, and what its receipt called that, where it is kept by another name."""
+    receipt = one.conversion_id if isinstance(one, Conversion) else None
+    return outcome.conversion_id, receipt if receipt != outcome.conversion_id else None
 
 
 def _kept(one: Conversion | Intake, outcome: Outcome) -> str | None:

@@ -99,12 +99,13 @@ CREATE TABLE imported_click (
 );
 
 -- Every authenticated intake: what was sent (without secrets) and what came of it. `waiting`: a change of an order that
--- is not known yet.
+-- is not known yet. `named_as` is what its receipt called an order that is kept by another name.
 ALTER TABLE conversion_intake
     ALTER COLUMN conversion_id DROP NOT NULL,
     DROP CONSTRAINT conversion_intake_result_check,
     ADD CONSTRAINT conversion_intake_result_check
         CHECK (result IN ('accepted', 'changed', 'duplicate', 'waiting', 'rejected', 'test')),
+    ADD COLUMN named_as       uuid,
     ADD COLUMN reason         text,
     ADD COLUMN advertiser_id  int,
     ADD COLUMN order_id       text,
@@ -116,6 +117,7 @@ ALTER TABLE conversion_intake
 CREATE INDEX conversion_intake_advertiser ON conversion_intake (advertiser_id, intake_id);
 CREATE INDEX conversion_intake_order_id ON conversion_intake (order_id, advertiser_id) WHERE order_id IS NOT NULL;
 CREATE INDEX conversion_intake_waiting ON conversion_intake (conversion_id) WHERE result = 'waiting';
+CREATE INDEX conversion_intake_named_as ON conversion_intake (named_as) WHERE named_as IS NOT NULL;
 CREATE INDEX conversion_intake_rejected ON conversion_intake (intake_id) WHERE result = 'rejected';
 
 -- `sale_amount_minor` is what is left of it: base + increments - refunds, at most `remaining_minor`. `payout_minor` and

@@ -113,6 +113,22 @@ async def test_what_is_not_here_yet_is_a_404_that_says_when_to_ask_again(callers
         assert (await callers.admin("GET", f"/v1/conversions/{name}"))[0] == 404
 
 
+async def test_an_order_is_found_by_the_name_on_any_of_its_receipts(
+    callers: Callers, made: Made, db: Connection
+) -> None:
+    """One that was reported before and after its offer's scope changed has two."""
+    first = await sold(db, made)
+    other = await sold(db, made, conversion_id=UNKNOWN, former_id=first)
+    for call in callers:
+        status, told = await call("GET", path(other))
+        assert (status, told["conversion_id"]) == (200, str(first))
+    assert (await decided(callers.admin, other, "approved"))["conversion_id"] == str(first)
+    assert len((await callers.admin("GET", path(other)))[1]["intakes"]) == 2
+    _, stranger = await callers.admin("POST", "/v1/advertisers", json={"name": "Other"})
+    key = (await keys.create(db, Wanted("advertiser", None, stranger["id"]))).key
+    assert (await callers.admin.with_key(key)("GET", path(other)))[0] == 404
+
+
 async def test_a_change_of_an_order_that_is_not_known_is_told_as_waiting_to_who_sent_it(
     callers: Callers, made: Made, db: Connection
 ) -> None:

@@ -199,6 +199,15 @@ async def test_what_was_rejected_for_a_setting_is_paid_once_when_it_is_put_right
     assert await db.fetchval("SELECT count(*) FROM conversion") == 1
 
 
+async def test_a_test_is_in_the_log_as_such_and_is_not_run_again(admin: Client, made: Made, db: Connection) -> None:
+    event = Intake(v=1, intake_id=intake_id(NOW_MS), advertiser_id=made.advertiser_id, result="test", raw="order_id=1")
+    async with db.transaction():
+        await settle(db, [event], 0)
+    (found,) = await listed(admin, "?result=test")
+    assert (found["intake_id"], found["raw"], found["conversion_id"]) == (str(event.intake_id), "order_id=1", None)
+    assert (await rerun(admin))["results"] == {}
+
+
 async def test_an_order_that_came_again_meanwhile_is_not_paid_twice(admin: Client, made: Made, db: Connection) -> None:
     await rejected(db, made, "bad_amount", {"click_id": click_id(made), "order_id": "order-1", "amount": "1.234,50"})
     await sold(db, made, "order-1")
