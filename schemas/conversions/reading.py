@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -112,7 +113,8 @@ def read_click(keys: ClickKeys, text: str) -> ClickId | None:
 
 def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     """A query or form as it was sent, as far as it may be kept: without the values of secret parameters, wherever else
-    they, or one of `known`, or a secret's name stand in it, and at most `RAW_MAX` characters: cut, it ends in `…`."""
+    they, or one of `known`, or a secret's name stand in it, without ip addresses, and at most `RAW_MAX` characters:
+    cut, it ends in `…`."""
     parts = [part.partition("=") for part in text.split("&")]
     secrets = _secrets([*known, *(value for name, _, value in parts if _is_secret(name))])
     if _is_plain("&".join(f"{name}{equals}{value}" for name, equals, value in parts if not _is_secret(name)), secrets):
@@ -157,19 +159,14 @@ def _bare(name: str) -> str:
 
 
 _SECRET_NAMES = (*token_parameters(), "signature", "authorization", "bearer")
-_ADDRESSES = (
-    "ip",
-    "user_ip",
-    "ip_address",
-    "client_ip",
-    "session_ip",
-    "device_ip",
-)  # of the visitor; nobody keeps them
+_ADDRESSES = ("ip", "user_ip", "ip_address", "client_ip", "session_ip", "device_ip")  # the visitor's: nobody keeps them
 _SECRET = frozenset(map(_bare, (*_SECRET_NAMES, *_ADDRESSES)))
 _MENTIONS = re.compile(rf"({'|'.join(_SECRET_NAMES)})[\"'\s\]]*[=:\s]")
 _FLAT = frozenset({str, int, float, bool, type(None)})
 _ESCAPED = re.compile(r"[%+\\]")
 _ENCODED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
+_ADDRESS = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d|:[0-9a-f]{0,4}:", re.IGNORECASE)  # may be one, or a time
+_NOT_OF_ADDRESS = re.compile(r"[^0-9a-f.:]+")
 _SECRET_LENGTH_MIN = 8  # a shorter word is none, and half of what was sent may have it in it
 
 
@@ -194,7 +191,9 @@ def _decoded(text: str) -> str:
 def _is_plain(text: str, secrets: frozenset[str]) -> bool:
     """Whether nothing in it needs a second look: it is seen at once, and of nearly all that is sent."""
     lower = text.lower()
-    return not _ESCAPED.search(lower) and not any(word in lower for word in (*_SECRET_NAMES, *map(str.lower, secrets)))
+    if _ESCAPED.search(lower) or _ADDRESS.search(lower):
+        return False
+    return not any(word in lower for word in (*_SECRET_NAMES, *map(str.lower, secrets)))
 
 
 def _hidden(name: str, equals: str, value: str) -> str:
@@ -217,7 +216,20 @@ def _tells(text: str, secrets: frozenset[str]) -> bool:
     if any(secret in text for secret in secrets) or ("%" in text and _ENCODED.search(text)):
         return True
     lower = text.lower()
-    return any(name in lower for name in _SECRET_NAMES) and _MENTIONS.search(lower) is not None
+    if any(name in lower for name in _SECRET_NAMES) and _MENTIONS.search(lower):
+        return True
+    return _ADDRESS.search(lower) is not None and any(map(_is_address, _NOT_OF_ADDRESS.split(lower)))
+
+
+def _is_address(word: str) -> bool:
+    """An ip address, with or without a port."""
+    for text in (word, word.strip(".:"), word.rpartition(":")[0]):
+        try:
+            ip_address(text)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def _cut(raw: str) -> str:

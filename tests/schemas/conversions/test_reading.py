@@ -183,10 +183,27 @@ def test_what_is_known_to_be_secret_survives_nowhere(data: st.DataObject, name: 
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "192.0.2.7", "192.0.2.7:443", "2001:db8::7", "[2001:db8::7]:443", "::1", "::ffff:192.0.2.7",
+        "2001:DB8:0:0:0:0:0:7", "192.0.2.7, 198.51.100.9", "for=192.0.2.7;proto=https", "fe80::1", "2001:db8::",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["ip", "adv1", "x"])
+def test_no_address_of_a_buyer_is_kept(name: str, address: str) -> None:
+    for value in (address, quote(address), quote(quote(address))):
+        raw = without_secrets(f"click_id=c&{name}={value}&amount=1")
+        assert raw in ("click_id=c&***&amount=1", f"click_id=c&{name}=***&amount=1")
+    assert orjson.loads(without_secrets_json({"order_id": "1", name: address})) == {"order_id": "1", name: "***"}
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "", "a", "=", "&", "click_id=abc&amount=49.90&currency=EUR", "order_id=secure-shop-1", "adv1=token-sale",
-        "adv1=100%25", "a=b=c", "sum=5&sum=5", "CLICK_ID=%41", "x=é", "x=%C3%A9", "event=signature",
+        "adv1=100%25", "event_time=2026-11-23T12:00:00.250Z", "amount=1.234.567,80", "order_id=1.2.3", "order_id=a:b:c",
+        "order_id=2026.11.23.400", "t=12:00:00", "a=b=c", "sum=5&sum=5", "CLICK_ID=%41",
+        "x=é", "x=%C3%A9", "event=signature",
     ],
 )  # fmt: skip
 def test_what_is_no_secret_is_kept_as_it_was_sent(text: str) -> None:
