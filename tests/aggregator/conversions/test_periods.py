@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import accumulate
+from random import Random
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -162,13 +164,13 @@ async def _book(db: Connection, conversion_id: UUID, partner_id: int, amount_min
         await ledger.book(db, [ledger.Entry("accrual", lines, "sender", conversion_id=conversion_id)])
 
 
-async def take_back(db: Connection, conversion_id: UUID) -> None:
+async def take_back(db: Connection, conversion_id: UUID, partner_id: int = 1) -> None:
     await db.execute(
         "UPDATE conversion SET status = 'reversed', booked_payout_minor = 0, changed_at = now()"
         " WHERE conversion_id = $1",
         conversion_id,
     )
-    await _book(db, conversion_id, 1, -100)
+    await _book(db, conversion_id, partner_id, -100)
 
 
 async def settle(db: Connection, period: str, *, dry_run: bool = False) -> list[tuple[int, str, int]]:
@@ -279,6 +281,35 @@ async def test_a_payout_that_a_sender_may_not_set_is_none(db: Connection) -> Non
     assert await settle(db, "2025-10", dry_run=True) == [(1, "2025-10", 100)]
     await db.execute("UPDATE offer SET payout_override_max_minor = 1000")
     assert await settle(db, "2025-10", dry_run=True) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_in_whatever_order_the_last_closes_settle_it(seed: int, db: Connection) -> None:
+    """The oracle knows only what is approved in the end, and which months were closed."""
+    random = Random(seed)
+    months = {"2025-09": SEPTEMBER, "2025-10": OCTOBER, "2025-11": NOVEMBER}
+    approved: dict[UUID, tuple[str, int]] = {}
+    closed = set()
+    for _ in range(40):
+        period, act = random.choice(list(months)), random.random()
+        if act < 0.6:
+            partner_id, minute = random.randint(1, 2), random.randint(0, 40_000)
+            [sold] = await sell(db, months[period] + minute * MINUTE, partner_id=partner_id)
+            approved[sold] = (period, partner_id)
+        elif act < 0.8 and approved:
+            gone = random.choice(list(approved))
+            await take_back(db, gone, approved.pop(gone)[1])
+        else:
+            await settle(db, period)
+            closed.add(period)
+    for period in closed:
+        await settle(db, period)
+    assert [await settle(db, period) for period in closed] == [[] for _ in closed]
+    for partner_id in (1, 2):
+        counts = Counter(period for period, of in approved.values() if of == partner_id)
+        tiers = sum(100 * max(0, count - 2) for period, count in counts.items() if period in closed)
+        assert await owed(db, partner_id) == 100 * counts.total() + tiers
+    assert await ledger.check(db) == []
 
 
 async def test_each_partner_climbs_its_own_ladder(db: Connection) -> None:
