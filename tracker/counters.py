@@ -12,6 +12,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
 
+import msgspec
 import structlog
 
 from schemas import limits, redis_keys
@@ -23,10 +24,12 @@ log = structlog.get_logger()
 _QUARTER_MS = 900_000
 
 
-# KEYS: the hash of a quarter hour. ARGV: time to live, then fields, each with what it grows by. Sending a command for
-# each field was a sixth of all that an edge did for clicks on a thousand links.
+# KEYS: the hash of a quarter hour. ARGV: time to live, then in JSON the fields, each with what it grows by. Sending a
+# command for each field was a sixth of all that an edge did for clicks on a thousand links, and each as an argument a
+# fortieth, in stalls of 5 ms.
 GROW = """
-for i = 2, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local grown = cjson.decode(ARGV[2])
+for i = 1, #grown, 2 do redis.call('HINCRBY', KEYS[1], grown[i], grown[i + 1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
 """
 
@@ -59,8 +62,8 @@ class LiveCounters:
         pipeline = redis.pipeline(transaction=False)
         if batch:
             pipeline.eval(COUNT, len(batch.keys), *batch.keys, *batch.arguments)
-        for quarter_s, arguments in _pieces(counts):
-            pipeline.eval(GROW, 1, redis_keys.live(quarter_s), limits.COUNTER_TTL_S, *arguments)
+        for quarter_s, grown in _pieces(counts):
+            pipeline.eval(GROW, 1, redis_keys.live(quarter_s), limits.COUNTER_TTL_S, msgspec.json.encode(grown))
         try:
             answers = await pipeline.execute()
         except RedisError as error:
@@ -76,9 +79,9 @@ def _pieces(counts: dict[tuple[int, str], int]) -> Iterator[tuple[int, list[str 
     by_quarter: dict[int, list[str | int]] = defaultdict(list)
     for (quarter_s, field), n in counts.items():
         by_quarter[quarter_s] += (field, n)
-    for quarter_s, arguments in by_quarter.items():
-        for at in range(0, len(arguments), 2 * limits.COUNTERS_SENT_MAX):
-            yield quarter_s, arguments[at : at + 2 * limits.COUNTERS_SENT_MAX]
+    for quarter_s, grown in by_quarter.items():
+        for at in range(0, len(grown), 2 * limits.COUNTERS_SENT_MAX):
+            yield quarter_s, grown[at : at + 2 * limits.COUNTERS_SENT_MAX]
 
 
 def _by_field(clicks: dict[tuple[int, int, int], int]) -> dict[tuple[int, str], int]:
