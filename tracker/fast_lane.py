@@ -71,7 +71,8 @@ class Arrivals:
         now_ms, now = self._edge.clock.now_ms(), self._loop.time()
         try:
             asked = [_read(self._edge, now_ms, connection.peer, data) for connection, data in came]
-            decided = [_decided(self._edge, asks) if asks else None for asks in asked]
+            date = rfc822_formatted_time()
+            decided = [_decided(self._edge, date, asks) if asks else None for asks in asked]
         except Exception:
             log.exception("lane_failed")
             decided = [None] * len(came)
@@ -283,7 +284,7 @@ class _Decided(msgspec.Struct, gc=False):
     event: bytes | None
 
 
-def _decided(edge: Edge, asks: _Asks) -> _Decided | None:
+def _decided(edge: Edge, date: str, asks: _Asks) -> _Decided | None:
     """What is decided of configs that are held and fresh, and counted at once: the next may be over a cap by it. None
     unless it is a redirect."""
     click = asks.click
@@ -297,7 +298,7 @@ def _decided(edge: Edge, asks: _Asks) -> _Decided | None:
     if decision.location is None:
         return None
     edge.lane_clicks += 1
-    answer = _FOUND + decision.location.encode("ascii") + _rest(asks.method, rfc822_formatted_time())
+    answer = _FOUND + decision.location.encode("ascii") + _rest(asks.method, date)
     return _Decided(asks.size_bytes, answer, to_record(edge, click, decision))
 
 
