@@ -73,3 +73,19 @@ def test_currencies_have_the_decimals_of_iso_4217() -> None:
     assert {money.EXPONENT[code] for code in ("KWD", "BHD", "TND")} == {3}
     assert {money.EXPONENT[code] for code in ("EUR", "USD", "INR", "MRU")} == {2}
     assert all(len(code) == 3 and code.isupper() for code in money.EXPONENT)
+
+
+@given(st.integers(0, AMOUNT_MINOR_MAX), st.sampled_from([".", ","]), st.booleans())
+def test_an_amount_is_read_as_who_says_the_decimal_separator_wrote_it(
+    minor: int, separator: str, in_thousands: bool
+) -> None:
+    whole = f"{minor // 100:,}".replace(",", "" if not in_thousands else "." if separator == "," else ",")
+    assert major_to_minor(f"{whole}{separator}{minor % 100:02}", "EUR", separator) == minor
+
+
+@pytest.mark.parametrize(
+    "text", ["1,23", "12,34", "1,2345", "1234,567", ",123", "1,,234", "1.234,567", "0,500.", "1,234.5.6"]
+)
+def test_a_thousands_mark_in_a_wrong_place_is_no_number(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\d"):
+        major_to_minor(text, "EUR", ".")

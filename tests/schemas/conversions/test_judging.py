@@ -9,6 +9,8 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loadtests.faults.edges import offer
 from schemas import click_id, events, limits
@@ -16,7 +18,7 @@ from schemas.click_id import ClickKey, ClickKeys
 from schemas.conversions import judging, names
 from schemas.conversions.posted import Posted
 from schemas.conversions.reading import read_click
-from schemas.errors import STATUS, Refused
+from schemas.errors import REJECTIONS, STATUS, Refused
 from schemas.events import NO_CLICK
 from schemas.links import Advertiser, Offer, ScopeFrom
 from schemas.outcomes import ClickClass, Held
@@ -354,6 +356,71 @@ def test_an_order_is_named_by_the_scope_of_its_offer_at_its_click() -> None:
     found = judge(order_id="o-1", offer=scoped)
     assert found.conversion_id == names.conversion_id("offer", 1, 1, "sale", "o-1", NO_CLICK)
     assert found.former_id == judge(order_id="o-1").conversion_id
+
+
+texts = st.one_of(
+    st.sampled_from(["", "", "5", "1,234", "-1", "EUR", "jpy", "sale", CLICK, "2026-11-23T12:00:00Z"]),
+    st.text(max_size=20),
+)
+minors = st.none() | st.integers(-1, limits.AMOUNT_MINOR_MAX + 1)
+anything = st.builds(
+    Posted,
+    adv=st.dictionaries(st.sampled_from(["adv1", "adv2"]), st.text(max_size=9)),
+    status=st.sampled_from(["", "approved", "reversed"]),
+    **{
+        field: minors if field.endswith("_minor") else texts
+        for field in Posted.__struct_fields__
+        if field not in ("adv", "status")
+    },
+)
+
+
+@given(
+    anything, st.sampled_from(["", CLICK, "wABC"]), st.sampled_from([ADVERTISER, MOVING]),
+    st.sampled_from(["postback", "json", "pixel"]),
+)  # fmt: skip
+def test_whatever_is_posted_is_an_event_within_its_bounds_or_has_a_reason(
+    posted: Posted, text: str, advertiser: Advertiser, door: str
+) -> None:
+    click = read_click(KEYS, text)
+    bounded = offer(amount_max_minor=1, payout_override_max_minor=1)
+    try:
+        event = judging.judge(
+            msgspec.structs.replace(posted, click_id=text),
+            click,
+            bounded if click else None,
+            advertiser,
+            INTAKE_ID,
+            NOW,
+            door=door,
+            raw="",
+        )
+    except Refused as refusal:
+        code = refusal.code
+    else:
+        code = ""
+        assert events.decode(events.encode(event)) == event
+        written = [
+            event.order_id,
+            event.event,
+            event.customer_id,
+            event.coupon_code,
+            event.foreign_click,
+            *event.adv.values(),
+        ]
+        assert not any(set(value) & {chr(n) for n in range(32)} for value in written)
+        amounts = (
+            event.amount_minor,
+            event.revenue_minor,
+            event.payout_minor,
+            event.refund_minor,
+            event.remaining_minor,
+        )
+        assert all(0 <= minor <= limits.AMOUNT_MINOR_MAX for minor in amounts if minor is not None)
+        assert event.reason or (event.payout_minor or 0) <= 1
+        assert event.reason == "pixel" or door != "pixel"
+        assert event.currency or click is None
+    assert not code or code in REJECTIONS
 
 
 @pytest.mark.parametrize(
