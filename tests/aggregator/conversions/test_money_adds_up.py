@@ -87,16 +87,16 @@ def expected(policy: str, looked_at: bool, said: Sequence[Said]) -> Result | Non
     if not posts:
         return None
     hand_approved = any(one.by_hand and one.what == "approved" for one in once)
-    base, increments, repeats = amounts(policy, posts, hand_approved)
+    counted = of_server(once)
+    base, increments, repeats = amounts(policy, posts, counted)
     gross = None if base is None and not increments else (base or 0) + increments
     refunds = {one.name: one.amount or 0 for one in reversed(once) if one.what == "refund"}
     remaining = [one.amount for one in once if one.what == "remaining" and one.amount is not None]
     left = None if gross is None else min([max(0, gross - sum(refunds.values())), *remaining])
     words = {one.what for one in once if not one.by_hand}
-    page_only = not of_server(posts, hand_approved)
-    first = (of_server(posts, hand_approved) or posts)[0]
+    first = (counted or posts)[0]
     waits = (looked_at or first.what == "pending") and "approved" not in words
-    held = left is None or (not hand_approved and (waits or page_only))
+    held = left is None or (not hand_approved and (waits or not counted))
     rejected = any(one.what == "rejected" for one in once)
     gone = (
         any(one.what == "reversed" for one in once) or (left == 0 and gross != 0) or (left is None and 0 in remaining)
@@ -109,16 +109,18 @@ def expected(policy: str, looked_at: bool, said: Sequence[Said]) -> Result | Non
     )
 
 
-def of_server(posts: Sequence[Said], hand_approved: bool) -> list[Said]:
-    """A page's order that a person approved stays what it is."""
-    if hand_approved and not posts[0].server:
-        return []
-    return [one for one in posts if one.server]
+def of_server(once: Sequence[Said]) -> list[Said]:
+    """The server's posts; none where a person approved what a page had said before."""
+    for one in once:
+        if one.by_hand and one.what == "approved":
+            return []
+        if one.is_post and one.server:
+            break
+    return [one for one in once if one.is_post and one.server]
 
 
-def amounts(policy: str, posts: Sequence[Said], hand_approved: bool) -> tuple[int | None, int, list[int]]:
+def amounts(policy: str, posts: Sequence[Said], counted: Sequence[Said]) -> tuple[int | None, int, list[int]]:
     """The base, what was added to it, and the amounts of repeats."""
-    counted = of_server(posts, hand_approved)
     if not counted:
         pages = [one for one in posts if not one.server]
         first = max(pages, key=lambda one: one.intake) if policy == "update" else pages[0]
