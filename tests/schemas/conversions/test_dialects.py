@@ -4,15 +4,18 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from schemas import events
+from loadtests.faults import edges
+from schemas import click_id, events
+from schemas.click_id import ClickKey
 from schemas.conversions.dialects import DIALECTS, IGNORED, OWN, click_parameters, paths, token_parameters
 from schemas.conversions.posted import Posted
 from schemas.conversions.reading import ADV, click_candidates, posted_form, read_form, token_of
 from schemas.errors import Refused
+from schemas.money import major_to_minor
 from schemas.outcomes import Status
 
 # As the vendors' pages write them (they are named in the data files), placeholders filled in.
@@ -130,12 +133,12 @@ DOCUMENTED: list[tuple[str, str, dict[str, Any]]] = [
     (
         "clickdam",
         "https://edge.example/postback?click_id=c&order_id=o&amount=49.90&currency=EUR&event=lead&status=Pending&revenue=5"
-        "&payout=3&customer_id=u&coupon_code=X&event_id=e&refund_amount=1&remaining_amount=2&event_time=t&adv10=z",
+        "&payout=3&customer_id=u&coupon_code=X&event_id=e&refund_amount=1&remaining_amount=2&event_time=1795399300&adv10=z",
         {
             "click_id": "c", "order_id": "o", "amount": "49.90", "currency": "EUR", "event": "lead",
             "status": "pending", "original_status": "Pending", "revenue": "5", "payout": "3", "customer_id": "u",
-            "coupon_code": "X", "event_id": "e", "refund_amount": "1", "remaining_amount": "2", "event_time": "t",
-            "adv": {"adv10": "z"},
+            "coupon_code": "X", "event_id": "e", "refund_amount": "1", "remaining_amount": "2",
+            "event_time": "1795399300", "adv": {"adv10": "z"},
         },
     ),
 ]  # fmt: skip
@@ -298,3 +301,59 @@ def test_every_path_of_every_dialect_is_known_once() -> None:
 def test_the_data_files_are_part_of_the_package() -> None:
     pyproject = (Path(events.__file__).parents[1] / "pyproject.toml").read_text()
     assert '"schemas.conversions" = ["dialects/*.toml"]' in pyproject
+
+
+async def test_an_edge_takes_every_documented_postback_at_its_vendors_path(
+    tmp_path: Path, shared_redis_url: str
+) -> None:
+    """With our click id and token in it, and nothing else changed."""
+    async with (
+        edges.filled(shared_redis_url) as publisher,
+        edges.running_edge(edges.settings(tmp_path, shared_redis_url)) as running,
+    ):
+        await edges.follows(running.edge)
+        for n, (key, url, expected) in enumerate(DOCUMENTED):
+            await publisher.write(edges.advertiser(dialect=key))
+            running.edge.links.tier.void_all()
+            answer = await edges.get(running.port, at_our_edge(key, url, n))
+            assert answer.status == 200, (url, answer.body)
+            wanted = "OK" if "return=OK" in url else DIALECTS[key].answer
+            assert (answer.body.decode() if wanted else answer.json()["result"]) == (wanted or "accepted"), url
+            await running.edge.recorder.drained()
+            (event,) = running.wrote()[n:]
+            assert isinstance(event, events.Conversion)
+            assert meant(event) == meant_by(key, expected), url
+
+
+def at_our_edge(key: str, url: str, n: int) -> str:
+    parts, said = urlsplit(url), dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    names = {name for name, (field, _) in DIALECTS[key].fields.items() if field == "click_id"}
+    name = next((name for name in said if name.lower() in names), DIALECTS[key].parameters["click_id"][0])
+    said[name] = click_id.mint(
+        ClickKey(1, b"\xab" * 32), click_id.uuid7_bytes(1_795_399_200_000, n.to_bytes(10, "big")), 1, 1, 1, 0
+    )
+    if DIALECTS[key].paths[0].startswith("/{token}"):
+        return f"/{edges.TOKEN}/postback?{urlencode(said)}"
+    return (
+        f"{parts.path}?{urlencode(said | {DIALECTS[key].tokens[0] if DIALECTS[key].tokens else 'token': edges.TOKEN})}"
+    )
+
+
+def meant(event: events.Conversion) -> dict[str, Any]:
+    return {
+        "dialect": event.dialect, "order_id": event.order_id, "event": event.event, "status": event.status,
+        "original_status": event.original_status, "currency": event.currency, "amount": event.amount_minor,
+        "revenue": event.revenue_minor, "refund_amount": event.refund_minor, "remaining_amount": event.remaining_minor,
+        "customer_id": event.customer_id, "coupon_code": event.coupon_code, "adv": event.adv,
+    }  # fmt: skip
+
+
+def meant_by(key: str, expected: dict[str, Any]) -> dict[str, Any]:
+    words = ("order_id", "status", "original_status", "customer_id")
+    money = ("amount", "revenue", "refund_amount", "remaining_amount")
+    return (
+        {"dialect": key, "event": expected.get("event", "sale"), "adv": expected.get("adv", {})}
+        | {word: expected.get(word, "") for word in words}
+        | {"currency": expected.get("currency", "EUR").upper(), "coupon_code": expected.get("coupon_code", "").upper()}
+        | {name: major_to_minor(expected[name], "EUR") if name in expected else None for name in money}
+    )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from urllib.parse import quote, quote_plus, unquote_plus, urlencode
+from urllib.parse import parse_qsl, quote, quote_plus, unquote_plus, urlencode
 
 import orjson
 import pytest
@@ -111,9 +111,22 @@ def code_of(read: Callable[[], object]) -> str:
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_refused(text: str) -> None:
     assert code_of(lambda: read_form(text)) in {"", "bad_parameters"}
-    params = dict(reading.parse_qsl(text, keep_blank_values=True))
+    params = dict(parse_qsl(text, keep_blank_values=True))
     codes = {code_of(partial(posted_form, params, dialect, {})) for dialect in DIALECTS.values()}
     assert codes <= {"", "unknown_status", "ignored_status", "unsupported_parameter"}
+
+
+@given(st.text("ab=&;%+2é41", max_size=40))
+def test_a_form_reads_as_the_standard_has_it(text: str) -> None:
+    try:
+        wanted = [(name.lower(), value) for name, value in parse_qsl(text, keep_blank_values=True, errors="strict")]
+    except ValueError:
+        assert code_of(lambda: read_form(text)) == "bad_parameters"
+        return
+    is_told = len(set(wanted)) == len(dict(wanted))
+    assert code_of(lambda: read_form(text)) == ("" if is_told else "bad_parameters")
+    if is_told:
+        assert read_form(text) == dict(wanted)
 
 
 names_of_secrets = st.sampled_from([*token_parameters(), "signature", "authorization"])
