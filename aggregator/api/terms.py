@@ -43,16 +43,17 @@ IN_FORCE = f"""
  ORDER BY valid_from DESC LIMIT 1) AS payout
 """  # noqa: S608
 # The same as a partner is paid, where it has terms of its own; and what other events pay it.
+_NEWEST_FOR_PARTNER = """
+(SELECT * FROM (SELECT DISTINCT ON (partner_id, event) * FROM offer_terms AS held
+                WHERE offer_id = offer.id AND valid_from <= now() AND side = 'payout'
+                  AND coalesce(partner_id = partner.id, true)
+                ORDER BY partner_id, event, valid_from DESC) AS newest WHERE model <> 'none') AS offer_terms
+"""
 IN_FORCE_FOR_PARTNER = f"""
-(SELECT {_SHOWN} FROM offer_terms
- WHERE offer_id = offer.id AND valid_from <= now() AND side = 'payout' AND event IS NULL
-   AND coalesce(offer_terms.partner_id = partner.id, true)
- ORDER BY offer_terms.partner_id NULLS LAST, valid_from DESC LIMIT 1) AS payout,
+(SELECT {_SHOWN} FROM {_NEWEST_FOR_PARTNER} WHERE event IS NULL ORDER BY partner_id NULLS LAST LIMIT 1) AS payout,
 coalesce((SELECT jsonb_object_agg(event, terms) FROM (
-    SELECT DISTINCT ON (event) event, {_SHOWN} AS terms FROM offer_terms
-    WHERE offer_id = offer.id AND valid_from <= now() AND side = 'payout' AND event IS NOT NULL
-      AND coalesce(offer_terms.partner_id = partner.id, true)
-    ORDER BY event, offer_terms.partner_id NULLS LAST, valid_from DESC) AS by_event), '{{}}') AS event_payouts
+    SELECT DISTINCT ON (event) event, {_SHOWN} AS terms FROM {_NEWEST_FOR_PARTNER}
+    WHERE event IS NOT NULL ORDER BY event, partner_id NULLS LAST) AS by_event), '{{}}') AS event_payouts
 """  # noqa: S608
 _LISTED = f"""
 SELECT {_WHOLE} AS terms,
@@ -64,7 +65,8 @@ FROM offer_terms WHERE offer_id = $1 ORDER BY side, offer_terms.partner_id NULLS
 _ADD = f"""
 INSERT INTO offer_terms (offer_id, model, amount_minor, percent, currency, valid_from, side, partner_id, event, tiers,
                          marginal)
-VALUES ($1, $2, $3, $4, $5, coalesce($6::timestamptz, '-infinity'), $7, $8, $9, $10, $11)
+SELECT id, $2, $3, $4, coalesce($5, offer.currency), coalesce($6::timestamptz, '-infinity'), $7, $8, $9, $10, $11
+FROM offer WHERE id = $1
 ON CONFLICT (offer_id, side, partner_id, event, valid_from) DO UPDATE
     SET model = excluded.model, amount_minor = excluded.amount_minor, percent = excluded.percent,
         currency = excluded.currency, tiers = excluded.tiers, marginal = excluded.marginal
@@ -141,13 +143,19 @@ class CpsFrom(_Whole, kw_only=True, tag_field="model", tag="cps", forbid_unknown
     tiers: PercentTiers | None = None
 
 
-WholeTerms = CpaFrom | CplFrom | CpsFrom
+class NoneFrom(_Whole, kw_only=True, tag_field="model", tag="none", forbid_unknown_fields=True):
+    """The end of a partner's or an event's own terms: what is less special counts again."""
+
+    tiers: None = None
+
+
+WholeTerms = CpaFrom | CplFrom | CpsFrom | NoneFrom
 TERMS: Any = WholeTerms
 
 
 async def post(api: Api, request: web.Request) -> web.Response:
     """`POST /v1/offers/{id}/terms {model, amount_minor | percent, currency, side?, partner_id?, event?, tiers?,
-    marginal?, valid_from?}`, `If-Match` -> the terms.
+    marginal?, valid_from?}`, `If-Match` -> the terms. The model `none` ends those of a partner or an event.
 
     They hold from now on, or from a later time; the same time once more replaces what has not begun. With
     `?dry_run=1&from&to` nothing is written: what they would have changed in that time, last month where none is said.
@@ -191,7 +199,7 @@ def columns_of(payout: Payout | WholeTerms) -> dict[str, Any]:
         "model": payout.__struct_config__.tag,
         "amount_minor": getattr(payout, "amount_minor", None),
         "percent": None if percent is None else Decimal(percent),
-        "currency": payout.currency,
+        "currency": getattr(payout, "currency", None),
     }
 
 
@@ -203,7 +211,7 @@ def check_currency(code: str | None, field: str = "currency") -> None:
 
 def check_payout(payout: Payout | WholeTerms, within: str = "") -> None:
     """Raises Refused for an unknown currency, a percent out of range; `within` comes before the names of its fields."""
-    check_currency(payout.currency, f"{within}currency")
+    check_currency(getattr(payout, "currency", None), f"{within}currency")
     if isinstance(payout, Cps | CpsFrom):
         _check_percent(payout.percent, f"{within}percent")
 
@@ -225,6 +233,10 @@ def shown_difference(one: Difference) -> dict[str, Any]:
 def _check(body: WholeTerms) -> None:
     """Raises Refused naming the field."""
     check_payout(body)
+    if isinstance(body, NoneFrom) and body.partner_id is None and body.event is None:
+        raise Refused(
+            "bad_value", "only terms of a partner or an event end: what is less special counts again", "model"
+        )
     if body.side == "revenue" and body.tiers is not None:
         raise Refused("bad_value", "tiers are of what partners are paid, not of revenue", "tiers")
     if body.tiers is None and not body.marginal:
@@ -254,9 +266,17 @@ async def _tried(api: Api, offer_id: int, body: WholeTerms, asked: dict[str, str
         raise Refused("bad_value", "from and to are of a dry run: dry_run is 1", "dry_run")
     columns = columns_of(body)
     proposed = Terms(
-        float("-inf"), **columns, side=body.side, partner_id=body.partner_id, event=body.event,
-        tiers=read_tiers(_tiers(body)), marginal=body.marginal,
-    )  # fmt: skip
+        valid_from_ms=float("-inf"),
+        model=columns["model"],
+        amount_minor=columns["amount_minor"],
+        percent=columns["percent"],
+        currency=columns["currency"] or "",
+        side=body.side,
+        partner_id=body.partner_id,
+        event=body.event,
+        tiers=read_tiers(_tiers(body)),
+        marginal=body.marginal,
+    )
     async with acquire(api.pool) as db, db.transaction(isolation="repeatable_read", readonly=True):
         await rows.one(db, "offer", offer_id)
         since, until = await read_span(db, asked)

@@ -162,8 +162,8 @@ async def what_if(db: Database, offer_id: int, proposed: Terms, since: datetime,
     """What would have been paid (or brought in) for what was sold on an offer from `since` on, before `until`, had
     these terms held in place of others for the same partner and event."""
     offer, zone = await _offer(db, offer_id)
-    others = tuple(terms for terms in offer.terms if terms.key != proposed.key)
-    changed = replace(offer, terms=(*others, replace(proposed, valid_from_ms=float("-inf"))))
+    always = replace(proposed, valid_from_ms=float("-inf"))  # as the last of its kind it goes before all of them
+    changed = replace(offer, terms=(*offer.terms, always))
     return _by_partner(await _compare(db, offer_id, (since, until), zone, offer, changed, proposed.side))
 
 

@@ -31,13 +31,14 @@ class Tier:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """Terms from `valid_from_ms` on (ms since 1970, minus infinity for the first): `amount_minor` per order (cpa, cpl)
-    or `percent` of its amount (cps), in `currency`. For all partners and events where none is named.
+    or `percent` of its amount (cps), in `currency`. For all partners and events where none is named; `none` ends
+    those of a partner or an event.
 
     `tiers` are settled when a month is closed: for the conversions beyond each, or for all of the month (not marginal).
     """
 
     valid_from_ms: float
-    model: Literal["cpa", "cpl", "cps"]
+    model: Literal["cpa", "cpl", "cps", "none"]
     amount_minor: int | None
     percent: Decimal | None
     currency: str
@@ -86,7 +87,9 @@ class Offer:
         for key in ((side, partner_id, event), (side, None, event), (side, partner_id, None), (side, None, None)):
             for terms in self._newest_first.get(key, ()):
                 if terms.valid_from_ms <= at_ms:
-                    return terms
+                    if terms.model != "none":
+                        return terms
+                    break
         return None
 
     @property

@@ -28,7 +28,8 @@ ALTER TABLE offer
     ADD COLUMN max_duration_months        int CHECK (max_duration_months BETWEEN 1 AND 1200);
 
 -- What an offer pays (`payout`) and brings in (`revenue`): for all, or for one partner, one event, or both. `tiers`:
--- [{"from": n, "amount_minor"|"percent": ...}] by approved conversions of a month, settled when it is closed.
+-- [{"from": n, "amount_minor"|"percent": ...}] by approved conversions of a month, settled when it is closed. `none`: from
+-- then on those that are less special count again.
 ALTER TABLE offer_terms
     ADD COLUMN id          int GENERATED ALWAYS AS IDENTITY,
     ADD COLUMN side        text NOT NULL DEFAULT 'payout' CHECK (side IN ('payout', 'revenue')),
@@ -40,8 +41,9 @@ ALTER TABLE offer_terms
     DROP CONSTRAINT offer_terms_model_check,
     DROP CONSTRAINT offer_terms_check,
     DROP CONSTRAINT offer_terms_check1,
-    ADD CONSTRAINT offer_terms_model_check CHECK (model IN ('cpa', 'cpl', 'cps')),
-    ADD CONSTRAINT offer_terms_check CHECK ((model <> 'cps') = (amount_minor IS NOT NULL)),
+    ADD CONSTRAINT offer_terms_model_check CHECK (model IN ('cpa', 'cpl', 'cps') OR model = 'none' AND
+                                                  num_nulls(partner_id, event) < 2),
+    ADD CONSTRAINT offer_terms_check CHECK ((model IN ('cpa', 'cpl')) = (amount_minor IS NOT NULL)),
     ADD CONSTRAINT offer_terms_check1 CHECK ((model = 'cps') = (percent IS NOT NULL)),
     ADD PRIMARY KEY (id),
     ADD CONSTRAINT offer_terms_key UNIQUE NULLS NOT DISTINCT (offer_id, side, partner_id, event, valid_from);

@@ -88,6 +88,15 @@ async def test_a_partner_sees_what_it_is_paid_itself(admin: Client, made: Made, 
         paid[partner_id] = (offer["payout"]["amount_minor"], offer["event_payouts"]["lead"]["percent"])
         assert "777" not in str(offer)
     assert paid == {made.partner_id: (425, "5"), other_id: (999, "99")}
+    for body in ({"partner_id": other_id}, {"partner_id": other_id, "event": "lead"}):
+        status, added = await admin("POST", f"/v1/offers/{made.offer_id}/terms", json={"model": "none"} | body)
+        assert (status, added["model"]) == (201, "none"), added
+    offer = (await partner("GET", f"/v1/me/offers/{made.offer_id}"))[1]
+    assert (offer["payout"]["amount_minor"], offer["event_payouts"]["lead"]["percent"]) == (425, "5")
+    status, added = await admin("POST", f"/v1/offers/{made.offer_id}/terms", json={"model": "none", "event": "lead"})
+    assert (await partner("GET", f"/v1/me/offers/{made.offer_id}"))[1]["event_payouts"] == {}
+    path = f"/v1/offers/{made.offer_id}/terms?dry_run=1"
+    assert (await admin("POST", path, json={"model": "none", "event": "lead"}))[0] == 200
 
 
 async def test_a_lead_may_be_what_an_offer_pays_for(admin: Client, made: Made) -> None:
@@ -121,6 +130,10 @@ BAD_TERMS: list[tuple[str, dict[str, Any]]] = [
     ("tiers[0].amount_minor", CPS | {"tiers": [{"from": 2, "amount_minor": 1}]}),
     ("tiers[0].percent", CPS | {"tiers": [{"from": 2, "percent": "101"}]}),
     ("tiers[1].percent", CPS | {"tiers": [{"from": 2, "percent": "9"}, {"from": 3, "percent": "0"}]}),
+    ("model", {"model": "none"}),
+    ("model", {"model": "none", "side": "revenue"}),
+    ("currency", {"model": "none", "partner_id": 1, "currency": "EUR"}),
+    ("tiers", {"model": "none", "partner_id": 1, "tiers": TIERS}),
     ("marginal", CPA | {"marginal": False}),
     ("marginal", CPA | {"tiers": TIERS, "marginal": "no"}),
     ("percent", CPA | {"percent": "5"}),

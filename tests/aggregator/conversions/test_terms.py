@@ -41,6 +41,10 @@ def cps(percent: str = "10", currency: str = "EUR", since: float = FOREVER, **to
     return Terms(since, "cps", None, Decimal(percent), currency, **to)
 
 
+def none(since: float = CLICK_MS, **to: Any) -> Terms:
+    return Terms(since, "none", None, None, "EUR", **to)
+
+
 def of(*terms: Terms, **fields: Any) -> Offer:
     return Offer(1, terms, **{"currency": "EUR"} | fields)
 
@@ -107,6 +111,18 @@ EVENT, BOTH = cpa(3, event="sale"), cpa(4, partner_id=7, event="sale")
         ((PARTNER, cpa(9, since=CLICK_MS)), 7, "sale", 2),  # newer terms for all are no news for a partner with its own
         ((GENERAL, cpa(9, since=CLICK_MS + 1, partner_id=7)), 7, "sale", 1),
         ((GENERAL, cpa(8, since=CLICK_MS - 2), cpa(9, since=CLICK_MS - 1)), 7, "sale", 9),
+        # special terms end, and what is less special counts again
+        ((GENERAL, PARTNER, none(partner_id=7)), 7, "sale", 1),
+        ((GENERAL, PARTNER, none(partner_id=7, since=CLICK_MS + 1)), 7, "sale", 2),
+        (
+            (GENERAL, PARTNER, none(partner_id=7, since=CLICK_MS - 2), cpa(6, since=CLICK_MS - 1, partner_id=7)),
+            7,
+            "sale",
+            6,
+        ),
+        ((GENERAL, PARTNER, EVENT, none(event="sale")), 7, "sale", 2),
+        ((GENERAL, PARTNER, EVENT, BOTH, none(partner_id=7, event="sale")), 7, "sale", 3),
+        ((PARTNER, none(partner_id=7)), 7, "sale", None),
     ],
 )
 def test_the_most_specific_terms_that_held_at_click_time_apply(
