@@ -11,6 +11,7 @@ from schemas import events
 from schemas.events import Conversion, Intake
 from schemas.outcomes import Result
 
+NIL = UUID(int=0)
 _THERE = "SELECT intake_id FROM conversion_intake WHERE intake_id = ANY ($1::uuid[])"
 _INSERT = """
 INSERT INTO conversion_intake
@@ -34,11 +35,12 @@ SELECT intake_id, conversion_id, event::text FROM conversion_intake
 WHERE conversion_id = ANY ($1::uuid[]) AND result = 'waiting' ORDER BY intake_id
 """
 _OVERDUE = """
-SELECT conversion_id FROM conversion_intake AS intake
-WHERE result = 'waiting' AND EXISTS (
-    SELECT FROM conversion AS made
-    WHERE made.conversion_id IN (intake.conversion_id, (intake.event ->> 'former_id')::uuid))
-LIMIT $1
+SELECT conversion_id, EXISTS (
+    SELECT FROM conversion AS made WHERE made.conversion_id IN (intake.conversion_id, former_id)) AS is_there
+FROM (
+    SELECT conversion_id, (event ->> 'former_id')::uuid AS former_id FROM conversion_intake
+    WHERE result = 'waiting' AND conversion_id > $1 ORDER BY conversion_id LIMIT $2
+) AS intake ORDER BY conversion_id
 """
 _KEPT = frozenset({Result.WAITING, Result.REJECTED})  # to be applied later, or run again
 
@@ -86,9 +88,12 @@ async def waiting(db: Database, conversion_ids: Collection[UUID]) -> list[Conver
     return [one for one in found if isinstance(one, Conversion)]
 
 
-async def overdue(db: Database, limit: int) -> set[UUID]:
-    """The orders that are there and are waited for all the same: they came while what waits was being written."""
-    return {row["conversion_id"] for row in await db.fetch(_OVERDUE, limit)}
+async def overdue(db: Database, limit: int, after: UUID = NIL) -> tuple[set[UUID], UUID]:
+    """Looks at so many changes that wait, by their orders: those orders that are there all the same, because they came
+    while the change was being written, and the last one that was looked at; `NIL` when all were."""
+    rows = await db.fetch(_OVERDUE, after, limit)
+    last = rows[-1]["conversion_id"] if len(rows) == limit else NIL
+    return {row["conversion_id"] for row in rows if row["is_there"]}, last
 
 
 def _row(one: Conversion | Intake, outcome: Outcome) -> tuple[Any, ...]:

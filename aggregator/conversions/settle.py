@@ -54,10 +54,11 @@ async def settle(db: Database, of: Sequence[Conversion | Intake], shard: int) ->
     return len(new) + repeats
 
 
-async def settle_waiting(db: Database, limit: int, shard: int = -1) -> int:
+async def settle_waiting(db: Database, overdue: Collection[UUID], shard: int = -1) -> int:
     """Apply changes whose order came while they were being written down, so that neither has seen the other. How many
-    there were."""
-    overdue = await intakes.overdue(db, limit)
+    there were. `overdue` are their orders."""
+    if not overdue:
+        return 0
     there = await _read(db, await intakes.waiting(db, overdue))
     await rows.lock(db, there)
     waiting: Intakes = {one.intake_id: one for one in await intakes.waiting(db, overdue)}
