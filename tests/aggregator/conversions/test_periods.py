@@ -340,6 +340,10 @@ async def test_a_range_is_re_rated_by_todays_terms_once(db: Connection) -> None:
     await sell(db, NOVEMBER - MINUTE, 2, offer_id=2)  # the second is November's
     await sell(db, OCTOBER, 2, offer_id=2, partner_id=2, payout_override_minor=100)
     await change_terms(db, 130)
+    await db.execute(
+        "INSERT INTO offer_terms (offer_id, valid_from, model, amount_minor, currency)"
+        " VALUES (2, now() + interval '1 day', 'cpa', 9999, 'EUR')"
+    )  # tomorrow's are not today's
     before = await entries(db)
     wanted = [Difference(2, 1, "2025-10", "EUR", 4, 400, 520), Difference(2, 2, "2025-10", "EUR", 2, 200, 200)]
     assert await rated(db, OCTOBER, NOVEMBER, dry_run=True) == wanted
