@@ -1,5 +1,6 @@
 """Conversions: what each role is told of one, and what people may make of it."""
 
+import asyncio
 import uuid
 from typing import Any, NamedTuple
 
@@ -271,3 +272,29 @@ async def test_bad_bodies_are_refused_by_field_and_change_nothing(callers: Calle
             assert status == 400, (rest, body, told)
             assert field is None or told["error"]["field"] == field, (rest, body, told)
     assert await state(db) == before
+
+
+async def test_people_who_decide_at_once_about_the_same_orders_book_each_once(
+    callers: Callers, made: Made, db: Connection
+) -> None:
+    """Beside a sheet that says the same, row by row with other amounts, in the opposite order."""
+    ids = [await sold(db, made, f"order-{n}") for n in range(6)]
+    sheet = "order_id,status,amount_minor\n" + "".join(f"order-{n},approved,8000\n" for n in reversed(range(6)))
+    calls = [
+        callers.admin("PATCH", path(conversion_id), json={"status": "approved"})
+        for conversion_id in ids
+        for _ in range(4)
+    ]
+    answered, imported = await asyncio.gather(
+        asyncio.gather(*calls),
+        callers.advertiser("POST", "/v1/conversions/import", data=sheet.encode(), headers={"Content-Type": "text/csv"}),
+    )
+    assert {status for status, _ in answered} <= {200, 409, 503}, answered
+    assert imported[0] in (200, 503), imported
+    again = await callers.advertiser(
+        "POST", "/v1/conversions/import", data=sheet.encode(), headers={"Content-Type": "text/csv"}
+    )
+    assert (again[0], again[1]["failed"]) == (200, 0), again
+    assert await booked(db, made) == (6 * 400, 6 * 640)
+    approvals = "SELECT count(*) FROM conversion_change WHERE to_status = 'approved' AND from_status = 'pending'"
+    assert await db.fetchval(approvals) == 6
