@@ -34,6 +34,7 @@ class Edge:
     warm: bool = False
     draining: bool = False
     lane_clicks: int = 0  # answered by the fast lane
+    lane_postbacks: int = 0
     qr_codes: QrCodes = field(default_factory=qr_codes)
     judging: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)  # many conversions of one body
     rates: Rates = field(default_factory=Rates)

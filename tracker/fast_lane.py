@@ -26,15 +26,20 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from schemas import limits
 from schemas.http import Connection
 from schemas.links import CODE
+from tracker import postback_lane
 from tracker.doors.click import HEADERS, asked, to_record
 from tracker.edge import Edge
 from tracker.framing import Framing
 from tracker.log.recorder import Answered
+from tracker.proxies import client_ip
 from tracker.steps import Click, decide
 
 log = structlog.get_logger()
 _LINE = re.compile(rf'(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n', re.ASCII)
-_BEGINS = (b"GET /c/", b"HEAD /c/")
+_POSTBACK = b"GET /postback?"
+_POSTBACK_LINE = re.compile(r'GET /postback\?([!"$-~]*) HTTP/1\.1\r\n', re.ASCII)
+_OF_SENDERS = re.compile(r"\n(?:authorization|x-clickdam-signature):", re.IGNORECASE | re.ASCII)
+_BEGINS = (b"GET /c/", b"HEAD /c/", _POSTBACK)
 _END = b"\r\n\r\n"
 # Headers with which a request is none of ours: they change how it is read, or aiohttp refuses some of their values. And
 # those that say whose click it is. httptools has seen before that each line is one header, none continued on the next.
@@ -80,7 +85,8 @@ class Arrivals:
         for (connection, data), of in zip(came, decided, strict=True):
             try:
                 if of is None:
-                    connection.pass_on(data)
+                    if not self._take_postback(connection, data, now):
+                        connection.pass_on(data)
                     continue
                 connection.take(data, of.size_bytes, now)
                 if of.event is None:
@@ -91,6 +97,21 @@ class Arrivals:
                 log.exception("click_failed")  # one connection's fault is not that of the others
                 connection.force_close()
         self._edge.recorder.answer_when_durable(waiting, now_ms)
+
+    def _take_postback(self, connection: FastLane, data: bytes, now: float) -> bool:
+        """Whether it is one, and answered when it is durable."""
+        asks = _read_postback(data) if data.startswith(_POSTBACK) else None
+        if asks is None:
+            return False
+        size_bytes, query, forwarded_for = asks
+        ip = client_ip(connection.peer, forwarded_for, self._edge.trusted_proxies)
+        taken = postback_lane.take(self._edge, query, ip)
+        if taken is None:
+            return False
+        self._edge.lane_postbacks += 1
+        connection.take(data, size_bytes, now)
+        postback_lane.answer_when_durable(self._edge, taken, connection)
+        return True
 
 
 class FastLane(Connection):
@@ -248,17 +269,13 @@ class _Asks(msgspec.Struct, gc=False):
 
 def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
     """What the first request asks; None where aiohttp should look at it."""
-    size_bytes = data.find(_END) + len(_END)
-    head = data if size_bytes == len(data) else data[:size_bytes]
-    if not len(_END) <= size_bytes <= limits.LANE_HEAD_BYTES_MAX:
+    if data.startswith(_POSTBACK):
         return None
-    if not head.isascii() or not _is_plain(head) or head.count(b"\n") > limits.LANE_HEADERS_MAX:
+    found_head = _head(data)
+    line = _LINE.match(found_head[1]) if found_head else None
+    if found_head is None or line is None:
         return None
-    text = head.decode()
-    line, found = _LINE.match(text), _HEADERS.findall(text)
-    headers = {name.lower(): value for name, value in found}
-    if line is None or len(headers) < len(found) or "host" not in headers or not _AIOHTTPS.isdisjoint(headers):
-        return None
+    size_bytes, _, headers = found_head
     method, code, query = line.groups("")
     said = headers.get
     click = asked(
@@ -274,6 +291,31 @@ def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
         said("accept-language", ""),
     )
     return _Asks(size_bytes, method, code, click)
+
+
+def _read_postback(data: bytes) -> tuple[int, str, str] | None:
+    """How long a plain postback is, its query, and for whom it says that it comes; None where it is none."""
+    head = _head(data)
+    line = _POSTBACK_LINE.match(head[1]) if head else None
+    if head is None or line is None or _OF_SENDERS.search(head[1]):
+        return None
+    return head[0], line[1], head[2].get("x-forwarded-for", "")
+
+
+def _head(data: bytes) -> tuple[int, str, dict[str, str]] | None:
+    """How long the first request is, its head, and those of its headers that matter; None where it is not plain."""
+    size_bytes = data.find(_END) + len(_END)
+    head = data if size_bytes == len(data) else data[:size_bytes]
+    if not len(_END) <= size_bytes <= limits.LANE_HEAD_BYTES_MAX:
+        return None
+    if not head.isascii() or not _is_plain(head) or head.count(b"\n") > limits.LANE_HEADERS_MAX:
+        return None
+    text = head.decode()
+    found = _HEADERS.findall(text)
+    headers = {name.lower(): value for name, value in found}
+    if len(headers) < len(found) or "host" not in headers or not _AIOHTTPS.isdisjoint(headers):
+        return None
+    return size_bytes, text, headers
 
 
 class _Decided(msgspec.Struct, gc=False):

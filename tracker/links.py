@@ -128,6 +128,15 @@ class LinkCache:
         found = dict(zip(others, await asyncio.gather(*map(self.offer, others)), strict=True)) if others else {}
         return found | {offer_id: offer for offer_id, offer in held.items() if isinstance(offer, Offer)}
 
+    def held_offer(self, offer_id: int) -> Offer | None:
+        """What `offer` would say, if it is held and fresh."""
+        found = self.tier.fresh(redis_keys.offer(offer_id))
+        return found if isinstance(found, Offer) else None
+
+    def held_advertiser(self, token_sha256_hex: str) -> Advertiser | None:
+        found = self.tier.fresh(redis_keys.advertiser(token_sha256_hex))
+        return found if isinstance(found, Advertiser) else None
+
     async def advertiser(self, token_sha256_hex: str) -> Advertiser | None:
         found = await self._get(redis_keys.advertiser(token_sha256_hex))
         return found if isinstance(found, Advertiser) else None

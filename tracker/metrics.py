@@ -22,6 +22,7 @@ class _EdgeCollector(Collector):
             outcomes.add_metric([outcome], n)
         yield outcomes
         yield CounterMetricFamily("clickdam_edge_fast_lane_clicks", "Of all clicks.", value=edge.lane_clicks)
+        yield CounterMetricFamily("clickdam_edge_fast_lane_postbacks", "Of all postbacks.", value=edge.lane_postbacks)
         yield CounterMetricFamily("clickdam_edge_batches", "Group commits written.", value=edge.recorder.batches)
         yield CounterMetricFamily(
             "clickdam_edge_write_seconds", "Time spent in group commits.", value=edge.recorder.write_seconds

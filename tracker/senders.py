@@ -20,6 +20,8 @@ from schemas.links import CODE, Advertiser
 from tracker.links import LinkCache
 from tracker.proxies import Networks
 
+SERVERS, PAGES = "servers", "pages"  # who sends, each with its own count: anybody may use up that of the pages
+
 
 @dataclass(slots=True)
 class Rates:
@@ -48,8 +50,12 @@ async def by_token(links: LinkCache, token: str, ip: str) -> Advertiser:
     """Whose token this is, if it comes from where it may. Raises Refused, NotReady."""
     if not token:
         raise Refused("missing_token", "a token is needed", "token")
-    digest = sha256(token.encode(errors="replace")).hexdigest()
-    return _allowed(await links.advertiser(digest), ip, Refused("wrong_token", "this token is not known", "token"))
+    return allowed(await links.advertiser(token_digest(token)), ip)
+
+
+def token_digest(token: str) -> str:
+    """How a token is called wherever it is looked up."""
+    return sha256(token.encode(errors="replace")).hexdigest()
 
 
 async def by_click(links: LinkCache, clicks: Iterable[ClickId], ip: str) -> Advertiser:
@@ -58,10 +64,9 @@ async def by_click(links: LinkCache, clicks: Iterable[ClickId], ip: str) -> Adve
     found = {click.uuid: click for click in clicks}
     offer = await links.offer(found.popitem()[1].offer_id) if len(found) == 1 else None
     advertiser = await links.advertiser_by_id(offer.advertiser_id) if offer else None
-    refusal = Refused("missing_token", "a token is needed, or a click of yours from an address of yours", "token")
-    if advertiser is None or not is_within(ip, advertiser.networks):
-        raise refusal
-    return _allowed(advertiser, ip, refusal)
+    if advertiser is None or advertiser.status != "active" or not is_within(ip, advertiser.networks):
+        raise Refused("missing_token", "a token is needed, or a click of yours from an address of yours", "token")
+    return advertiser
 
 
 async def by_pixel(links: LinkCache, key: str, page: str) -> Advertiser:
@@ -75,9 +80,10 @@ async def by_pixel(links: LinkCache, key: str, page: str) -> Advertiser:
     return advertiser
 
 
-def _allowed(advertiser: Advertiser | None, ip: str, refusal: Refused) -> Advertiser:
+def allowed(advertiser: Advertiser | None, ip: str) -> Advertiser:
+    """The advertiser of a token, if there is one and it may send from there. Raises Refused."""
     if advertiser is None or advertiser.status != "active":
-        raise refusal
+        raise Refused("wrong_token", "this token is not known", "token")
     if advertiser.networks and not is_within(ip, advertiser.networks):
         raise Refused("wrong_network", "this token is not for this address")
     return advertiser

@@ -27,7 +27,7 @@ async def conversions(request: web.Request, edge: Edge) -> web.Response:
     body = await requests.whole(request, limits.CONVERSIONS_BYTES_MAX)
     senders.check_signature(advertiser, body, requests.signature(request))
     items, are_many = _items(body)
-    edge.rates.take(advertiser, "server", len(items), edge.clock.now_ms())
+    edge.rates.take(advertiser, senders.SERVERS, len(items), edge.clock.now_ms())
     sender = Sender(advertiser, "json")
     if are_many:
         return _answer_all(await intakes.take_many(edge, sender, items, partial(_sent, edge, token)))

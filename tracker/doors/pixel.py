@@ -47,7 +47,7 @@ async def _taken(request: web.Request, edge: Edge) -> intakes.Receipt:
         advertiser = await senders.by_pixel(edge.links, form.said.get("key", ""), page)
     except NotReady:
         raise Refused("unavailable", "try again in a moment") from None
-    edge.rates.take(advertiser, "pixel", 1, edge.clock.now_ms())
+    edge.rates.take(advertiser, senders.PAGES, 1, edge.clock.now_ms())
     sender = Sender(msgspec.structs.replace(advertiser, dialect=OWN), "pixel")
     sent = intakes.read(edge, without_secrets(form.text), partial(posted_form, form.said, DIALECTS[OWN], {}))
     return await intakes.take(edge, sender, sent)

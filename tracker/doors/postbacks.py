@@ -19,9 +19,11 @@ from schemas.links import Advertiser
 from tracker import intakes, senders
 from tracker.doors import answers, requests
 from tracker.edge import Edge
-from tracker.intakes import Receipt, Sender
+from tracker.intakes import Sender, Sent
 from tracker.links import NotReady
+from tracker.senders import SERVERS
 
+DOOR = "postback"
 # Where there is something else of ours, too, and the parameter that says of a GET that it is a postback.
 SHARED = {"/": "nid", "/click.php": "cnv_id", "/click": "cnv_id"}
 PATHS = ("/pb", *(path for path in paths() if path not in SHARED))
@@ -49,7 +51,7 @@ async def postback(request: web.Request, edge: Edge) -> web.Response:
         token = request.match_info.get("token") or requests.bearer(request) or token_of(said)
         advertiser = await _whose(request, edge, token, form)
         usual = DIALECTS[advertiser.dialect].answer
-        receipt = await _taken(edge, advertiser, token, form)
+        receipt = await intakes.take(edge, Sender(advertiser, DOOR), sent(edge, advertiser, token, form))
     except Refused as refusal:
         receipt = intakes.rejection(edge, refusal)
     return answers.answer(receipt, said, usual)
@@ -83,8 +85,8 @@ async def _whose(request: web.Request, edge: Edge, token: str, form: Form) -> Ad
         raise Refused("unavailable", "try again in a moment") from None
     signature = form.said.get("signature") or requests.signature(request)
     senders.check_signature(advertiser, senders.without_signature(form.text), signature)
-    edge.rates.take(advertiser, "server", 1, edge.clock.now_ms())
-    return _speaking(advertiser, request.path)
+    edge.rates.take(advertiser, SERVERS, 1, edge.clock.now_ms())
+    return speaking(advertiser, request.path)
 
 
 def _clicks(keys: ClickKeys, said: Mapping[str, str]) -> list[ClickId]:
@@ -99,7 +101,7 @@ def _clicks(keys: ClickKeys, said: Mapping[str, str]) -> list[ClickId]:
     return [click for click in found if click]
 
 
-def _speaking(advertiser: Advertiser, path: str) -> Advertiser:
+def speaking(advertiser: Advertiser, path: str) -> Advertiser:
     """The advertiser with the dialect it speaks here: its own, else the path's. One not known is not guessed."""
     dialect = _BY_PATH.get(path, OWN) if advertiser.dialect == OWN else advertiser.dialect
     if dialect not in DIALECTS:
@@ -107,11 +109,12 @@ def _speaking(advertiser: Advertiser, path: str) -> Advertiser:
     return advertiser if dialect == advertiser.dialect else msgspec.structs.replace(advertiser, dialect=dialect)
 
 
-async def _taken(edge: Edge, advertiser: Advertiser, token: str, form: Form) -> Receipt:
+def sent(edge: Edge, advertiser: Advertiser, token: str, form: Form) -> Sent:
+    """The conversion in a postback, in the words of its advertiser."""
+
     def posted() -> Posted:
         if form.wrong:
             raise form.wrong
         return posted_form(form.said, DIALECTS[advertiser.dialect], advertiser.status_map)
 
-    sent = intakes.read(edge, without_secrets(form.text, (token,)), posted)
-    return await intakes.take(edge, Sender(advertiser, "postback"), sent)
+    return intakes.read(edge, without_secrets(form.text, (token,)), posted)
