@@ -35,7 +35,7 @@ log = structlog.get_logger()
 _DONE = Counter("clickdam_behind", "Conversions that were changed after they were settled", ["job"])
 _FAILED = Counter("clickdam_behind_failed", "Batches of such changes that failed", ["job"])
 # A frozen process must keep neither its locks nor its job. And a plan that was made when a table was empty reads all of
-# it for a minute after it has grown: a batch then took 22 s where it takes 0.5.
+# it for a minute after it has grown: with 50,000 imported clicks a batch took 10 s instead of 0.3.
 _SESSION = f"""
 SELECT set_config('idle_in_transaction_session_timeout', '{limits.BEHIND_IDLE_S}s', false),
        set_config('enable_seqscan', 'off', false)

@@ -228,6 +228,14 @@ async def test_parked_conversions_are_looked_through_also_where_most_stay_parked
     assert await rollup(db) == [(0, 0, 0, 85, 0), (1, 2, 15, 0, 1500)]
 
 
+async def test_a_plan_that_was_made_while_a_table_was_empty_does_not_read_all_of_it_later(db: Connection) -> None:
+    """A connection keeps its plans, and Postgres counts the rows of a table that has grown a minute later."""
+    await db.execute("VACUUM ANALYZE")
+    await db.execute(behind._SESSION)
+    plan = await db.fetch(f"EXPLAIN {behind._PARKED}", at(0), NO_CLICK, 1000)
+    assert not [line[0] for line in plan if "Seq Scan" in line[0]], plan
+
+
 # -------------------------------------------------------------------------------------------------- time, rates, races
 
 
