@@ -65,3 +65,19 @@ async def test_cancelled_waits_leave_the_pool_whole(database_url: str) -> None:
         held = [await connections.acquire(timeout=2) for _ in range(limits.API_POOL_MAX)]
         for connection in held:
             await connections.release(connection)
+
+
+async def test_who_loses_a_deadlock_is_told_to_come_again(database_url: str) -> None:
+    async with pool(database_url) as connections:
+        at_work = asyncio.Barrier(2)
+
+        async def lock(first: int, second: int) -> None:
+            async with acquire(connections) as db, db.transaction():
+                await db.execute("SELECT pg_advisory_xact_lock($1)", first)
+                await at_work.wait()
+                await db.execute("SELECT pg_advisory_xact_lock($1)", second)
+
+        outcomes = await asyncio.gather(lock(1, 2), lock(2, 1), return_exceptions=True)
+    (lost,) = [one for one in outcomes if one is not None]
+    assert isinstance(lost, Refused)
+    assert (lost.status, lost.headers["Retry-After"]) == (503, "2")
