@@ -121,11 +121,12 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     """A query or form as it was sent, as far as it may be kept: without the values of secret parameters, wherever else
     they, or one of `known`, or a secret's name stand in it, without ip addresses, and at most `RAW_MAX` characters:
     cut, it ends in `…`."""
-    parts = [part.partition("=") for part in text.split("&")]
-    secrets = _secrets([*known, *(value for name, _, value in parts if _is_secret(name))])
-    if _is_plain("&".join(f"{name}{equals}{value}" for name, equals, value in parts if not _is_secret(name)), secrets):
-        return _cut("&".join(_hidden(*part) if _is_secret(part[0]) else "".join(part) for part in parts))
-    return _cut("&".join(_masked(name, equals, value, secrets) for name, equals, value in parts))
+    parts = text.split("&")
+    hidden = {part: _hidden(part) for part in parts if _is_secret(part.partition("=")[0])}
+    secrets = _secrets([*known, *(part.partition("=")[2] for part in hidden)])
+    if _is_plain("&".join([part for part in parts if part not in hidden]), secrets):
+        return _cut("&".join([hidden.get(part, part) for part in parts]))
+    return _cut("&".join([hidden.get(part) or _masked(part, secrets) for part in parts]))
 
 
 def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
@@ -197,19 +198,23 @@ def _decoded(text: str) -> str:
 def _is_plain(text: str, secrets: frozenset[str]) -> bool:
     """Whether nothing in it needs a second look: it is seen at once, and of nearly all that is sent."""
     lower = text.lower()
-    if _ESCAPED.search(lower) or _ADDRESS.search(lower):
+    has_room = lower.count(".") >= 3 or lower.count(":") >= 2  # for an address
+    if _ESCAPED.search(lower) or (has_room and _ADDRESS.search(lower)):
         return False
-    return not any(word in lower for word in (*_SECRET_NAMES, *map(str.lower, secrets)))
+    for word in _SECRET_NAMES:  # a loop of its own takes half as long as `any`
+        if word in lower:
+            return False
+    return not any(secret.lower() in lower for secret in secrets)
 
 
-def _hidden(name: str, equals: str, value: str) -> str:
+def _hidden(part: str) -> str:
+    name, equals, _ = part.partition("=")
     return f"{name}{equals}{MASK if equals else ''}"
 
 
-def _masked(name: str, equals: str, value: str, secrets: frozenset[str]) -> str:
-    if _is_secret(name):
-        return _hidden(name, equals, value)
-    return MASK if _tells(f"{_decoded(name)}\n{_decoded(value)}", secrets) else f"{name}{equals}{value}"
+def _masked(part: str, secrets: frozenset[str]) -> str:
+    name, _, value = part.partition("=")
+    return MASK if _tells(f"{_decoded(name)}\n{_decoded(value)}", secrets) else part
 
 
 def _masked_json(name: str, value: Any, secrets: frozenset[str]) -> tuple[str, Any]:
