@@ -8,7 +8,8 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,11 +19,16 @@ import aiohttp
 import asyncpg
 import pytest
 
+from aggregator.conversions import ledger
+from aggregator.flush.run import consume
 from deploy.run.backlog import behind, written
-from loadtests.faults.edges import BROWSER
-from loadtests.heard import click_id_of
+from loadtests.faults import edges, kafkas
+from loadtests.faults.edges import BROWSER, TOKEN
+from loadtests.heard import click_id_of, uuid_of
 from loadtests.programme import CPA_MINOR, CURRENCY, Programme, api, call, make_programme
 from loadtests.system import clickdam_up
+from schemas import redis_keys
+from schemas.settings import AggregatorSettings, LogSettings
 
 POSTS = 50
 WORKERS = 2
@@ -94,8 +100,8 @@ async def post(session: aiohttp.ClientSession, request: Mapping[str, Any]) -> Re
     """The receipt; None where the worker died over it, or said to try again."""
     try:
         async with session.request(**request) as response:
-            assert response.status in {200, 503}, await response.text()
-            return dict(await response.json()) if response.status == 200 else None
+            assert response.status in {200, 202, 503}, await response.text()
+            return None if response.status == 503 else dict(await response.json())
     except aiohttp.ClientError:
         return None
 
@@ -159,6 +165,18 @@ async def in_postgres(database_url: str) -> tuple[list[asyncpg.Record], list[asy
     return conversions, intakes, rollup
 
 
+async def booked(database_url: str) -> dict[str, int]:
+    """The entries of the ledger by order; nothing is wrong with it."""
+    postgres = await asyncpg.connect(database_url)
+    wrong = await ledger.check(postgres)
+    rows = await postgres.fetch(
+        "SELECT order_id, count(*) FROM ledger_entry JOIN conversion USING (conversion_id) GROUP BY 1"
+    )
+    await postgres.close()
+    assert wrong == []
+    return {row["order_id"]: row["count"] for row in rows}
+
+
 async def post_orders(told: dict[str, Any], config: Path, token: str, click_id: str) -> dict[str, Posted]:
     """One order in peace, then one for each kill of a worker; the aggregator is killed once, over the first's posts."""
     posted = {"calm": await post_order(told["edge_url"], token, click_id, "calm")}
@@ -183,6 +201,7 @@ async def test_fifty_posts_of_one_order_pay_once_while_processes_are_killed(caps
         posted = await post_orders(told, data / "clickdam.json", programme.token, click_id)
         await until_applied(data, told["database_url"])
         conversions, intakes, rollup = await in_postgres(told["database_url"])
+        entries = await booked(told["database_url"])
         line = await reported(told["api_url"], programme)
     with capsys.disabled():
         show(posted, intakes, rollup)
@@ -198,6 +217,7 @@ async def test_fifty_posts_of_one_order_pay_once_while_processes_are_killed(caps
     for row in intakes:
         (of,) = (one for one in posted.values() if row["conversion_id"] in one.conversion_ids)
         assert POSTS <= row["all"] <= of.connections
+    assert entries == dict.fromkeys(posted, 1), "one entry in the ledger for each"
     paid = (len(posted), len(posted) * SALE_MINOR, len(posted) * CPA_MINOR)
     assert tuple(rollup) == paid
     assert (line["conversions"], line["sale_amount"], line["payout"]) == paid
@@ -212,3 +232,100 @@ def show(posted: Mapping[str, Posted], intakes: list[asyncpg.Record], rollup: as
         f" intakes {sum(row['all'] for row in intakes)}, of them accepted {sum(row['accepted'] for row in intakes)};"
         f" paid {rollup['conversions']} x {CPA_MINOR / 100:.2f} = {rollup['payout'] / 100:.2f} {CURRENCY}"
     )
+
+
+# Two edges and four aggregators on a log of four partitions, all in this process: who is killed is tried above.
+EDGES, AGGREGATORS, ORDERS = 2, 4, 4
+PAGE = "https://shop.example"
+PIXEL_KEY = "key-of-the-page"
+_PROGRAMME = """
+WITH a AS (INSERT INTO advertiser (name, token_sha256) VALUES ('P8', $1) RETURNING id),
+     o AS (INSERT INTO offer (advertiser_id, name, destination_url, currency)
+           SELECT id, 'P8', 'https://shop.example', 'EUR' FROM a RETURNING id)
+INSERT INTO offer_terms (offer_id, model, amount_minor, currency) SELECT id, 'cpa', 100, 'EUR' FROM o
+"""
+
+
+@asynccontextmanager
+async def two_edges(folder: Path, redis_url: str, log: LogSettings) -> AsyncIterator[list[str]]:
+    """Their addresses."""
+    offer = {redis_keys.offer(1): edges.offer(destination_url=PAGE)}
+    configs = edges.configs() | offer | edges.advertiser(pixel_key=PIXEL_KEY, pixel_origins=(PAGE,))
+    async with edges.filled(redis_url, configs), AsyncExitStack() as stack:
+        urls = []
+        for n in range(EDGES):
+            of = edges.settings(
+                folder / str(n), redis_url, log_url=log.log_url, kafka_events_topic=log.kafka_events_topic,
+                kafka_beats_topic=log.kafka_beats_topic, edge_name=f"edge-{n}", spool_folder=folder / str(n),
+            )  # fmt: skip
+            edge = await stack.enter_async_context(edges.running_edge(of))
+            urls.append(f"http://127.0.0.1:{edge.port}")
+        yield urls
+
+
+@asynccontextmanager
+async def aggregating(of: AggregatorSettings) -> AsyncIterator[None]:
+    """Several aggregators of one group."""
+    tasks = [asyncio.create_task(consume(of, asyncio.Event())) for _ in range(AGGREGATORS)]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def say_by_page_and_server(urls: Sequence[str], order_id: str, clicks: Sequence[str]) -> None:
+    """An order by a page with one click, and by its server with another, 25 times each, all at once."""
+    said = {"order_id": order_id, "amount": "49.90", "currency": CURRENCY}
+    page = {
+        "url": "/pixel.gif",
+        "params": said | {"key": PIXEL_KEY, "click_id": clicks[0]},
+        "headers": {"Origin": PAGE},
+    }
+    server = {"url": "/postback", "params": said | {"token": TOKEN, "click_id": clicks[1]}}
+    async with AsyncExitStack() as stack:
+        sessions = [await stack.enter_async_context(aiohttp.ClientSession(url)) for url in urls]
+        asked = [(sessions[n % EDGES], (page, server)[n // EDGES % 2]) for n in range(POSTS)]
+        random.shuffle(asked)
+        answers = await asyncio.gather(*(status(session, request) for session, request in asked))
+        assert set(answers) <= {200, 202}, "202 where Kafka was too slow, and the spool has it"
+
+
+async def status(session: aiohttp.ClientSession, request: Mapping[str, Any]) -> int:
+    async with session.get(**request) as response:
+        return response.status
+
+
+async def test_an_order_is_paid_once_over_two_edges_and_four_aggregators_by_page_and_server(
+    tmp_path: Path, database_url: str, redis_url: str, kafka_log: LogSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    postgres = await asyncpg.connect(database_url)
+    await postgres.execute(_PROGRAMME, bytes.fromhex(edges.digest(TOKEN)))
+    topics = kafka_log.kafka_events_topic, kafka_log.kafka_beats_topic
+    of = kafkas.settings_of(database_url, kafka_log.log_url, topics)
+    async with two_edges(tmp_path, redis_url, kafka_log) as urls:
+        clicks = [await buy_a_click(url, "demo") for url in urls]
+        async with aggregating(of):
+            posted = await asyncio.gather(*(post_order(url, TOKEN, clicks[0], "plain") for url in urls))
+            for n in range(ORDERS):
+                await say_by_page_and_server(urls, f"both-{n}", clicks)
+            intakes = EDGES * POSTS + ORDERS * POSTS
+            async with asyncio.timeout(APPLIED_S):
+                while await postgres.fetchval("SELECT count(*) FROM conversion_intake") < intakes:
+                    await asyncio.sleep(0.1)
+    names = {receipt["conversion_id"] for one in posted for receipt in one.receipts}
+    rows = await postgres.fetch("SELECT * FROM conversion ORDER BY order_id")
+    results = dict(await postgres.fetch("SELECT result, count(*) FROM conversion_intake GROUP BY 1"))
+    taken_over = await postgres.fetchval("SELECT count(*) FROM conversion_intake WHERE result = 'changed'")
+    await postgres.close()
+    with capsys.disabled():
+        print(f"\nP8: {EDGES} edges, {AGGREGATORS} aggregators, {intakes} intakes of {ORDERS + 1} orders: {results}")
+    orders = [f"both-{n}" for n in range(ORDERS)] + ["plain"]
+    assert [row["order_id"] for row in rows] == orders
+    assert {str(row["conversion_id"]) for row in rows if row["order_id"] == "plain"} == names
+    bought_by = {str(row["click_id"]) for row in rows if row["order_id"] != "plain"}
+    assert bought_by == {str(uuid_of(clicks[1]))}, "what the server says goes before what a page says"
+    assert {(row["status"], row["booked_payout_minor"]) for row in rows} == {("approved", 100)}
+    assert await booked(database_url) == dict.fromkeys(orders, 1)
+    assert results["accepted"] == len(orders)
+    assert taken_over <= ORDERS
+    assert results["duplicate"] == intakes - len(orders) - taken_over
