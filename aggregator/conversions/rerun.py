@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from aggregator.conversions.settle import settle
-from aggregator.db.connect import Database
+from aggregator.db.connect import Database, Row
 from schemas import limits
 from schemas.click_id import ClickId, ClickKeys, uuid_ms
 from schemas.conversions.dialects import DIALECTS, OWN
@@ -30,7 +30,7 @@ _SHARD = -1  # of rollups that no consumer writes
 Configs = Callable[[Literal["advertiser", "offer"], Iterable[int]], Awaitable[Mapping[int, Any]]]
 
 _REJECTED = """
-SELECT intake_id, advertiser_id, door, raw FROM conversion_intake
+SELECT intake_id, advertiser_id, door, dialect, raw FROM conversion_intake
 WHERE result = 'rejected' AND intake_id > $1 AND intake_id < $2
   AND advertiser_id = coalesce($3, advertiser_id) AND reason = coalesce($4, reason)
 ORDER BY intake_id LIMIT $5 FOR UPDATE
@@ -55,11 +55,12 @@ class Range(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """An intake as it was kept when it was rejected."""
+    """An intake as it was kept when it was rejected; `dialect` is the one it was read in."""
 
     intake_id: UUID
     advertiser_id: int
     door: str
+    dialect: str
     raw: str
 
 
@@ -73,9 +74,10 @@ class Rerun(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What an intake says; `refused` why it cannot be read."""
+    """What an intake says, in which words; `refused` why it cannot be read."""
 
     kept: Kept
+    sender: Advertiser
     posted: Posted | None = None
     click: ClickId | None = None
     refused: str = ""
@@ -85,12 +87,11 @@ async def rerun(db: Database, wanted: Range, configs: Configs, keys: ClickKeys |
     """Run again up to `limits.RERUN_INTAKES_MAX` intakes; belongs into a transaction. What is settled is no longer
     rejected, so a second run does nothing to it. Without `keys` none that names a click of ours can be judged."""
     found = await db.fetch(_REJECTED, *wanted, limits.RERUN_INTAKES_MAX)
-    kept = [Kept(row["intake_id"], row["advertiser_id"], row["door"] or "", row["raw"] or "") for row in found]
+    kept = [_kept(row) for row in found]
     advertisers = await configs("advertiser", {one.advertiser_id for one in kept})
-    senders = [_sender(one, advertisers[one.advertiser_id]) for one in kept]
-    read = [_read(one, sender, keys) for one, sender in zip(kept, senders, strict=True)]
+    read = [_read(one, advertisers[one.advertiser_id], keys) for one in kept]
     offers = await configs("offer", {one.click.offer_id for one in read if one.click})
-    judged = [_judge(one, sender, offers) for one, sender in zip(read, senders, strict=True)]
+    judged = [_judge(one, offers) for one in read]
     await _settle(db, [one for one in judged if isinstance(one, Conversion)])
     refused = [one for one in judged if not isinstance(one, Conversion)]
     await db.execute(_REFUSE, [intake_id for intake_id, _ in refused], [reason for _, reason in refused])
@@ -113,30 +114,46 @@ async def _outcome(db: Database, kept: Sequence[Kept]) -> Rerun:
     return Rerun(Counter(row["result"] for row in rows), reasons, None if is_whole else kept[-1].intake_id)
 
 
-def _sender(kept: Kept, advertiser: Advertiser) -> Advertiser:
-    """The advertiser as it speaks at the door that was used: pages and JSON are in our own words."""
-    if kept.door == "postback":
-        return advertiser
-    return msgspec.structs.replace(advertiser, dialect=OWN, status_map={})
+def _kept(row: Row) -> Kept:
+    return Kept(row["intake_id"], row["advertiser_id"], row["door"] or "", row["dialect"] or "", row["raw"] or "")
 
 
 def _read(kept: Kept, advertiser: Advertiser, keys: ClickKeys | None) -> _Read:
+    """What was sent, in the first of the words that it may be in which name a click of ours."""
+    read = [_read_in(dialect, kept, advertiser, keys) for dialect in _dialects(kept, advertiser)]
+    return next((one for one in read if one.click), read[0])
+
+
+def _dialects(kept: Kept, advertiser: Advertiser) -> tuple[str, ...]:
+    """Pages and JSON speak in our own words. An advertiser speaks in its own dialect; where it has none, in that of the
+    path it posted to, which is the one it was read in, unless that was its own dialect then."""
+    if kept.door != "postback":
+        return (OWN,)
+    if advertiser.dialect != OWN:
+        return (advertiser.dialect,)
+    return tuple(dict.fromkeys((kept.dialect or OWN, OWN)))
+
+
+def _read_in(dialect: str, kept: Kept, advertiser: Advertiser, keys: ClickKeys | None) -> _Read:
+    sender = msgspec.structs.replace(advertiser, dialect=dialect)
     try:
-        posted = _posted(kept, advertiser)
+        posted = _posted(kept, sender)
         click = _click(posted.click_id, keys)
         if click and click.click_class is ClickClass.TEST:
             raise Refused("click_never_earns", "the click was a test", "click_id")
     except Refused as refusal:
-        return _Read(kept, refused=refusal.code)
-    return _Read(kept, posted, click)
+        return _Read(kept, sender, refused=refusal.code)
+    return _Read(kept, sender, posted, click)
 
 
-def _posted(kept: Kept, advertiser: Advertiser) -> Posted:
-    """What was sent, in the advertiser's present dialect. Raises Refused."""
+def _posted(kept: Kept, sender: Advertiser) -> Posted:
+    """Raises Refused, also for what was too long to be kept whole."""
     if kept.raw.endswith(_CUT):
         raise Refused("bad_parameters", "this was too long to be kept whole")
-    if kept.door != "json":
-        return posted_form(read_form(kept.raw), DIALECTS[advertiser.dialect], advertiser.status_map)
+    if kept.door == "pixel":
+        return posted_form(read_form(kept.raw), DIALECTS[OWN], {})
+    if kept.door == "postback":
+        return posted_form(read_form(kept.raw), DIALECTS[sender.dialect], sender.status_map)
     try:
         return posted_json(orjson.loads(kept.raw))
     except orjson.JSONDecodeError:
@@ -149,14 +166,14 @@ def _click(text: str, keys: ClickKeys | None) -> ClickId | None:
     return read_click(keys, text) if text and keys else None
 
 
-def _judge(read: _Read, advertiser: Advertiser, offers: Mapping[int, Offer]) -> Conversion | tuple[UUID, str]:
+def _judge(read: _Read, offers: Mapping[int, Offer]) -> Conversion | tuple[UUID, str]:
     """The event, or why it is rejected again."""
     kept, click = read.kept, read.click
     if read.posted is None:
         return kept.intake_id, read.refused
     try:
         return judge(
-            read.posted, click, offers.get(click.offer_id) if click else None, advertiser, kept.intake_id.bytes,
+            read.posted, click, offers.get(click.offer_id) if click else None, read.sender, kept.intake_id.bytes,
             uuid_ms(kept.intake_id), door=kept.door, raw=kept.raw,
         )  # fmt: skip
     except Refused as refusal:
