@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ import structlog
 from schemas import limits, redis_keys
 from schemas.redis import Redis, RedisError, counting
 from tracker.background import running
-from tracker.caps import COUNT, CapPeriod, CapTotals
+from tracker.caps import COUNT, CapTotals
 
 log = structlog.get_logger()
 _QUARTER_MS = 900_000
@@ -42,16 +42,14 @@ class LiveCounters:
         self.caps = CapTotals()
         self.dropped = 0
 
-    def count_click(self, at_ms: int, link_id: int, partner_id: int, caps: Iterable[CapPeriod] = ()) -> None:
-        """One recorded click of a partner, on a stored link unless `link_id` is 0, and what it counts against."""
+    def count_click(self, at_ms: int, link_id: int, partner_id: int) -> None:
+        """One recorded click of a partner, on a stored link unless `link_id` is 0."""
         key = (at_ms // _QUARTER_MS * 900, link_id, partner_id)
         n = self._counts.get(key, 0)
         if n or len(self._counts) < limits.COUNTER_KEYS_MAX:
             self._counts[key] = n + 1
         else:
             self.dropped += 1
-        for of in caps:
-            self.caps.count(of)
 
     async def flush(self, redis: Redis) -> None:
         """Send what was counted. Display values of a failed flush are not repeated: they may have landed."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,12 +28,12 @@ from schemas import limits
 from schemas.http import Connection
 from schemas.links import CODE
 from tracker import postback_lane
-from tracker.doors.click import HEADERS, asked, to_record
+from tracker.doors.click import HEADERS, asked, count_caps, to_record
 from tracker.edge import Edge
 from tracker.framing import Framing
 from tracker.log.recorder import Answered
 from tracker.proxies import client_ip
-from tracker.steps import Click, decide
+from tracker.steps import Click, Decision, Target, judge, redirects
 
 log = structlog.get_logger()
 _LINE = re.compile(rf'(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n', re.ASCII)
@@ -76,13 +77,12 @@ class Arrivals:
         now_ms, now = self._edge.clock.now_ms(), self._loop.time()
         try:
             asked = [_read(self._edge, now_ms, connection.peer, data) for connection, data in came]
-            date = rfc822_formatted_time()
-            decided = [_decided(self._edge, date, asks) if asks else None for asks in asked]
+            answers = _answers(self._edge, asked)
         except Exception:
             log.exception("lane_failed")
-            decided = [None] * len(came)
+            answers = [None] * len(came)
         waiting: list[Answered] = []
-        for (connection, data), of in zip(came, decided, strict=True):
+        for (connection, data), of in zip(came, answers, strict=True):
             try:
                 if of is None:
                     if not self._take_postback(connection, data, now):
@@ -90,9 +90,9 @@ class Arrivals:
                     continue
                 connection.take(data, of.size_bytes, now)
                 if of.event is None:
-                    connection.answer(of.answer)
+                    connection.answer(of.text)
                 else:
-                    waiting.append((of.event, connection, of.answer))
+                    waiting.append((of.event, connection, of.text))
             except Exception:
                 log.exception("click_failed")  # one connection's fault is not that of the others
                 connection.force_close()
@@ -318,30 +318,59 @@ def _head(data: bytes) -> tuple[int, str, dict[str, str]] | None:
     return size_bytes, text, headers
 
 
-class _Decided(msgspec.Struct, gc=False):
+class _Answer(msgspec.Struct, gc=False):
     """The answer to it, and the event that is to be durable first, if any."""
 
     size_bytes: int
-    answer: bytes
+    text: bytes
     event: bytes | None
 
 
-def _decided(edge: Edge, date: str, asks: _Asks) -> _Decided | None:
-    """What is decided of configs that are held and fresh, and counted at once: the next may be over a cap by it. None
-    unless it is a redirect."""
-    click = asks.click
-    target = edge.links.held(asks.code, click.host)
-    if target is None or len(click.query) > limits.QUERY_BYTES_MAX:
-        return None
+def _answers(edge: Edge, asked: Sequence[_Asks | None]) -> list[_Answer | None]:
+    """What is decided of configs that are held and fresh, and counted at once. None unless it is a redirect."""
+    answers: list[_Answer | None] = [None] * len(asked)
+    judged = [
+        (n, asks, target)
+        for n, asks in enumerate(asked)
+        if asks and (target := _held(edge, asks)) and _leads_somewhere(edge, asks.click, target)
+    ]
+    decisions = _decisions(edge, [asks.click for _, asks, _ in judged], [target for *_, target in judged])
+    date = rfc822_formatted_time()
+    for (n, asks, _), decision in zip(judged, decisions, strict=True):
+        if decision is not None:
+            event = to_record(edge, asks.click, decision)
+            answers[n] = _Answer(asks.size_bytes, _redirect(decision.location or "", asks.method, date), event)
+            edge.lane_clicks += 1
+    return answers
+
+
+def _decisions(edge: Edge, clicks: Sequence[Click], targets: Sequence[Target]) -> Sequence[Decision | None]:
+    """One after the other where one of them fails, so that it does not take the others along."""
     try:
-        decision = decide(click, target, edge.keys.signing, edge.known)
+        return redirects(clicks, targets, edge.keys.signing)
+    except Exception:
+        if len(clicks) == 1:
+            return [None]
+        return [_decisions(edge, [click], [target])[0] for click, target in zip(clicks, targets, strict=True)]
+
+
+def _held(edge: Edge, asks: _Asks) -> Target | None:
+    too_long = len(asks.click.query) > limits.QUERY_BYTES_MAX
+    return None if too_long else edge.links.held(asks.code, asks.click.host)
+
+
+def _leads_somewhere(edge: Edge, click: Click, target: Target) -> bool:
+    try:
+        judge(click, target, edge.known)
     except Exception:  # whatever it is, aiohttp's door meets it again, says it and answers
-        return None
-    if decision.location is None:
-        return None
-    edge.lane_clicks += 1
-    answer = _FOUND + decision.location.encode("ascii") + _rest(asks.method, date)
-    return _Decided(asks.size_bytes, answer, to_record(edge, click, decision))
+        return False
+    if click.caps:
+        count_caps(edge, click)
+    return click.destination is not None
+
+
+def _redirect(location: str, method: str, date: str) -> bytes:
+    return _FOUND + location.encode("ascii") + _rest(method, date)
 
 
 @lru_cache(maxsize=8)

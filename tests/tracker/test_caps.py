@@ -176,8 +176,9 @@ def clicked(to: Target, caps: CapTotals, user_agent: str = "", **fields: Any) ->
     """Decided, and counted as its door does."""
     wanted: dict[str, Any] = {"ip": "203.0.113.7", "referer": "", "query": "", "at_ms": NOW} | fields
     agent = user_agent or "Mozilla/5.0 (Windows NT 10.0) Chrome/131.0.0.0 Safari/537.36"
-    decision = decide(Click(user_agent=agent, **wanted), to, KEY, Known(SECRET, caps))
-    for of in decision.caps if decision.event else ():
+    click = Click(user_agent=agent, **wanted)
+    decision = decide(click, to, KEY, Known(SECRET, caps))
+    for of in click.caps if decision.event else ():
         caps.count(of)
     return decision
 
@@ -209,7 +210,7 @@ def test_without_a_fallback_there_is_nowhere_to_go() -> None:
 def test_robots_and_what_is_not_recorded_neither_count_nor_are_stopped() -> None:
     caps, to = CapTotals(), capped(cap(clicks=1))
     assert event(clicked(to, caps, ROBOT)).click_class == ClickClass.FLAGGED
-    assert clicked(to, caps, uncounted=True).caps == ()
+    assert clicked(to, caps, uncounted=True).event is None
     assert caps.total((1, 0)) == 0
     assert event(clicked(to, caps)).reason == ""
     assert event(clicked(to, caps, ROBOT)).reason == "known_bot"

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from loadtests.faults.edges import Filled, RunningEdge, request
+from tracker import steps
 
 BROWSERS = {
     "Accept": "text/html,application/xhtml+xml",
@@ -61,3 +62,25 @@ async def test_a_changed_link_is_asked_for_by_aiohttp_and_then_the_lanes_again(
         assert {await answered(reader, writer, CLICK) for _ in range(3)} == {b"302"}
         assert running.edge.lane_clicks == before + 2
     writer.close()
+
+
+async def test_a_click_that_cannot_be_decided_is_aiohttps_and_takes_no_other_along(
+    running: RunningEdge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = steps._location
+
+    def failing(click: steps.Click, target: steps.Target, click_id: str) -> str:
+        if "bad" in click.query:
+            raise RuntimeError("a fault of ours")
+        return location(click, target, click_id)
+
+    connections = [await asyncio.open_connection("127.0.0.1", running.port) for _ in range(10)]
+    await answered(*connections[0], CLICK)
+    monkeypatch.setattr(steps, "_location", failing)
+    before = running.edge.lane_clicks
+    asked = [request("/c/demo?sub1=bad") if n == 5 else CLICK for n in range(10)]
+    found = await asyncio.gather(*(answered(*of, raw) for of, raw in zip(connections, asked, strict=True)))
+    assert found == [b"500" if n == 5 else b"302" for n in range(10)]
+    assert running.edge.lane_clicks == before + 9
+    for _, writer in connections:
+        writer.close()

@@ -162,12 +162,13 @@ def test_a_click_on_a_test_link_leads_where_all_do_and_is_counted_nowhere(agent:
     known = Known(SECRET)
     for of in ((1, 0), (2, 0)):
         known.caps.count(of)  # both caps are reached
-    decision = decide(Click(NOW, "203.0.113.77", agent, "", "sub1=x"), TESTED, KEY, known)
+    click = Click(NOW, "203.0.113.77", agent, "", "sub1=x")
+    decision = decide(click, TESTED, KEY, known)
     assert (decision.location or "").startswith("https://shop.example/buy?from=x&p=")
     assert id_in(decision).click_class is ClickClass.TEST
     found = event(decision)
     assert (found.click_class, found.link_id, found.offer_id, found.partner_id) == (ClickClass.TEST, 1, 1, 1)
-    assert (decision.link_id, decision.partner_id, decision.caps) == (0, 0, ())
+    assert (decision.link_id, decision.partner_id, click.caps) == (0, 0, ())
 
 
 def test_it_is_a_test_also_where_it_goes_to_the_fallback_and_uncounted_where_it_would_be() -> None:

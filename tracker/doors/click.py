@@ -48,7 +48,9 @@ async def _decided(edge: Edge, received: Click, find: Find) -> Decision:
     with refusing():
         target = await found(edge, received, find)
         received.at_ms = edge.clock.now_ms()  # a watermark may have passed the first reading while we waited
-        return decide(received, target, edge.keys.signing, edge.known)
+        decision = decide(received, target, edge.keys.signing, edge.known)
+    count_caps(edge, received)
+    return decision
 
 
 async def found(edge: Edge, received: Click, find: Find) -> Target:
@@ -119,13 +121,18 @@ def host_name(header: str) -> str:
     return name.removesuffix(".")
 
 
+def count_caps(edge: Edge, click: Click) -> None:
+    """Count a click that was judged, at once: the next may be over a cap by it."""
+    for of in () if click.uncounted else click.caps:
+        edge.counters.caps.count(of)
+
+
 def to_record(edge: Edge, click: Click, decision: Decision) -> bytes | None:
-    """The event of a click that is redirected, counted where its caps and its partner look; None for one that leaves
-    no trace."""
+    """The event of a click that is redirected, counted where its partner looks; None for one that leaves no trace."""
     if decision.event is None:
         edge.tally.count(Outcome.UNCOUNTED, click.at_ms)
     elif decision.partner_id:
-        edge.counters.count_click(click.at_ms, decision.link_id, decision.partner_id, decision.caps)
+        edge.counters.count_click(click.at_ms, decision.link_id, decision.partner_id)
     return decision.event
 
 
