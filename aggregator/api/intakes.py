@@ -31,7 +31,7 @@ COLUMNS = (
     "intake_id", "advertiser_id", "conversion_id", "order_id", "result", "reason", "door", "dialect", "raw", "rerun_at",
 )  # fmt: skip
 _WORDS = ("order_id", "result", "reason")
-_PARAMETERS = ("advertiser_id", *_WORDS, "from", "to", "limit", "cursor")
+_PARAMETERS = ("advertiser_id", "conversion_id", *_WORDS, "from", "to", "limit", "cursor")
 _INTAKES = """
 SELECT {columns} FROM conversion_intake
 WHERE intake_id < $1 AND intake_id >= $2 {rules} ORDER BY intake_id DESC LIMIT $3
@@ -51,8 +51,8 @@ class RerunBody(msgspec.Struct, forbid_unknown_fields=True, rename={"starts": "f
 
 
 async def listed(api: Api, request: web.Request) -> web.Response:
-    """`GET /v1/intakes?from&to&advertiser_id&order_id&result&reason&limit&cursor` -> `{data, truncated, next_cursor}`,
-    the latest first; an advertiser sees its own. A date is midnight in the programme's time zone."""
+    """`GET /v1/intakes?from&to&advertiser_id&order_id&conversion_id&result&reason&limit&cursor` -> `{data, truncated,
+    next_cursor}`, the latest first; an advertiser sees its own. A date is midnight in the programme's time zone."""
     given = parameters(request, _PARAMETERS)
     limit = number("limit", given.get("limit", str(limits.INTAKE_ROWS_MAX)), limits.INTAKE_ROWS_MAX)
     rules = _rules(given, request[CALLER].advertiser_id)
@@ -90,6 +90,8 @@ def _rules(given: Mapping[str, str], own: int | None) -> dict[str, Any]:
         raise Refused("bad_value", f"result is one of {', '.join(Result)}", "result")
     if "advertiser_id" in given:
         rules["advertiser_id"] = number("advertiser_id", given["advertiser_id"], ID_MAX)
+    if "conversion_id" in given:
+        rules["conversion_id"] = _read_uuid("conversion_id", given["conversion_id"])
     if own is not None and rules.setdefault("advertiser_id", own) != own:
         raise Refused("forbidden", "these are another advertiser's", "advertiser_id")
     return rules
@@ -101,7 +103,7 @@ def _range(given: Mapping[str, str], zone: str) -> tuple[UUID, UUID]:
         _first_at(to_ms(read_time(name, given[name], read_zone(zone)))) if name in given else default
         for name, default in (("from", _FIRST), ("to", _LAST))
     )
-    return since, min(before, _read_cursor(given["cursor"])) if "cursor" in given else before
+    return since, min(before, _read_uuid("cursor", given["cursor"])) if "cursor" in given else before
 
 
 def _shown(row: Row) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def _read(body: RerunBody) -> Range:
     starts, ends = dates.to_ms("from", body.starts), dates.to_ms("to", body.ends)
     if ends <= starts:
         raise Refused("bad_value", "to must be after from, and is not itself included", "to")
-    after = _read_cursor(body.cursor) if body.cursor is not None else UUID(int=_first_at(to_ms(starts)).int - 1)
+    after = _read_uuid("cursor", body.cursor) if body.cursor is not None else UUID(int=_first_at(to_ms(starts)).int - 1)
     return Range(after, _first_at(to_ms(ends)), body.advertiser_id, body.reason)
 
 
@@ -148,7 +150,7 @@ def _first_at(ms: int) -> UUID:
     return UUID(int=ms << 80)
 
 
-def _read_cursor(text: str) -> UUID:
+def _read_uuid(name: str, text: str) -> UUID:
     if not UUID_TEXT.fullmatch(text):
-        raise Refused("bad_cursor", "this cursor is not one of the intakes'", "cursor")
+        raise Refused("bad_cursor" if name == "cursor" else "bad_value", f"{name} is one that an answer had", name)
     return UUID(text)

@@ -77,7 +77,7 @@ async def balance(db: Connection, made: Made) -> int:
 async def test_intakes_are_found_by_time_sender_order_and_result_page_by_page(
     admin: Client, made: Made, db: Connection
 ) -> None:
-    await sold(db, made, "one")
+    conversion_id = await sold(db, made, "one")
     await sold(db, made, "one")
     hour = 3_600_000
     for n in range(3):
@@ -89,7 +89,8 @@ async def test_intakes_are_found_by_time_sender_order_and_result_page_by_page(
     at_6 = rfc3339(at(NOW_MS - 6 * hour))
     since = rfc3339(at(NOW_MS - 7 * hour))
     for query, count in (
-        ("?order_id=one", 2), ("?result=rejected", 3), ("?reason=bad_amount&result=rejected", 3), ("?reason=none", 0),
+        ("?order_id=one", 2), (f"?conversion_id={conversion_id}", 2), (f"?conversion_id={UUID(int=8)}", 0),
+        ("?result=rejected", 3), ("?reason=bad_amount&result=rejected", 3), ("?reason=none", 0),
         (f"?to={at_6}", 1), (f"?from={at_6}", 4), (f"?from={since}&to={at_6}", 1), ("?advertiser_id=77", 0),
         (f"?advertiser_id={made.advertiser_id}&limit=200", 5),
     ):  # fmt: skip
@@ -118,6 +119,7 @@ BAD_QUERIES = [
     ("?result=paid", "result"), ("?advertiser_id=0", "advertiser_id"), ("?advertiser_id=x", "advertiser_id"),
     ("?limit=0", "limit"), ("?limit=201", "limit"), ("?cursor=7", "cursor"), ("?cursor=%00", "cursor"),
     ("?from=yesterday", "from"), ("?to=2026-13-01", "to"), ("?order_id=%00", "order_id"), ("?colour=1", "colour"),
+    ("?conversion_id=7", "conversion_id"),
     ("?order_id=a&order_id=b", "order_id"),
 ]  # fmt: skip
 BAD_BODIES: list[tuple[Any, str | None]] = [
