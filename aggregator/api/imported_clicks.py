@@ -3,7 +3,7 @@ programme moved here. A conversion with such a click's id is that of the link, o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
@@ -12,12 +12,13 @@ from uuid import UUID
 
 import msgspec
 
+from aggregator.api import named
 from aggregator.api.batches import Outcome
 from aggregator.api.calling import Caller, Id, refusal_of
 from aggregator.api.dates import Instant, to_ms
 from aggregator.api.imported import PASSED_OVER
 from aggregator.api.imports import Kind
-from aggregator.api.references import ExternalId, held_names
+from aggregator.api.references import ExternalId
 from aggregator.db.connect import Database, Pooled, Row
 from aggregator.db.instants import to_ms as ms_of
 from schemas import limits
@@ -25,6 +26,7 @@ from schemas.click_id import uuid7_bytes
 from schemas.errors import Refused
 
 SUBS = tuple(f"sub{n}" for n in range(1, 11))
+_LINK_NAMES = ("link_external_id", "link_code", "link_id")
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 ClickId = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.FOREIGN_CLICK_MAX, pattern=_PRINTABLE)]
 Value = Annotated[str, msgspec.Meta(max_length=limits.VALUE_MAX, pattern=_PRINTABLE)]
@@ -92,20 +94,13 @@ class _Wanted:
 class _Owner(NamedTuple):
     """Whose a click is; without a link its `link_id` is 0."""
 
-    advertiser_id: int
     link_id: int
+    advertiser_id: int
     offer_id: int
     partner_id: int
 
 
-class _Known(NamedTuple):
-    """What the rows of a batch name: links by the field that names them and the name, advertisers by their offers."""
-
-    links: Mapping[tuple[str, Any], Row]
-    offers: Mapping[str, int]
-    partners: Mapping[str, int]
-    advertisers: Mapping[int, int]
-    partner_ids: Collection[int]
+Links = Mapping[tuple[str, Any], Row]  # by the field that names one, and the name
 
 
 def check_columns(names: tuple[str, ...]) -> None:
@@ -132,11 +127,12 @@ def read(row: int, fields: dict[str, Any], is_text: bool, _: tuple[str, ...]) ->
 async def carry_out(db: Pooled, rows: list[_Wanted], caller: Caller, source: str) -> Outcome:
     """Keep clicks that are new, put right those that differ and have no conversion yet, in five statements."""
     outcome = Outcome()
-    known = await _read_known(db, [row.click for row in rows])
+    clicks = [row.click for row in rows]
+    found, known = await _read_links(db, clicks), await named.read_known(db, clicks)
     given: dict[Named, tuple[_Wanted, dict[str, Any]]] = {}
     for row in rows:
         try:
-            owner = _owner(row.click, known)
+            owner = _owner(row.click, found, known)
             given[owner.advertiser_id, row.click.click_id] = row, _values(row.click, owner)
         except Refused as refusal:
             outcome.errors.append((row.row, refusal))
@@ -170,56 +166,29 @@ async def _put_right(db: Pooled, given: Mapping[Named, tuple[_Wanted, dict[str, 
     outcome.updated = len(changed)
 
 
-async def _read_known(db: Database, clicks: list[ClickRow]) -> _Known:
+async def _read_links(db: Database, clicks: list[ClickRow]) -> Links:
     asked = {
-        name: sorted({value for click in clicks if (value := getattr(click, name)) is not None})
-        for name in ClickRow.__struct_fields__
-        if name.startswith(("link_", "offer_", "partner_"))
+        name: sorted({value for click in clicks if (value := getattr(click, name)) is not None}) for name in _LINK_NAMES
     }
-    found = await db.fetch(_LINKS, asked["link_code"], asked["link_external_id"], asked["link_id"])
-    offers = await held_names(db, "offer", asked["offer_external_id"])
-    partners = await held_names(db, "partner", asked["partner_external_id"])
-    offer_ids, partner_ids = [*offers.values(), *asked["offer_id"]], [*partners.values(), *asked["partner_id"]]
-    advertisers = await db.fetch("SELECT id, advertiser_id FROM offer WHERE id = ANY ($1::int[])", offer_ids)
-    there = await db.fetch("SELECT id FROM partner WHERE id = ANY ($1::int[])", partner_ids)
-    return _Known(
-        _by_name(found), offers, partners,
-        {row["id"]: row["advertiser_id"] for row in advertisers}, {row["id"] for row in there},
-    )  # fmt: skip
-
-
-def _by_name(found: list[Row]) -> dict[tuple[str, Any], Row]:
     by_name: dict[tuple[str, Any], Row] = {}
-    for link in found:
+    for link in await db.fetch(_LINKS, asked["link_code"], asked["link_external_id"], asked["link_id"]):
         by_name["link_id", link["id"]] = by_name["link_external_id", link["external_id"]] = link
         if link["domain_id"] is None:
             by_name["link_code", link["code"]] = link
     return by_name
 
 
-def _owner(click: ClickRow, known: _Known) -> _Owner:
+def _owner(click: ClickRow, links: Links, known: named.Known) -> _Owner:
     """Whose a click is; a name from elsewhere wins over an id. Raises Refused naming the field."""
-    for name in ("link_external_id", "link_code", "link_id"):
+    for name in _LINK_NAMES:
         value = getattr(click, name)
         if value is not None:
-            link = known.links.get((name, value))
+            link = links.get((name, value))
             if link is None:
                 raise Refused("bad_value", f"there is no link {value!a}", name)
-            return _Owner(link["advertiser_id"], link["id"], link["offer_id"], link["partner_id"])
-    offer_id = _named("offer", click.offer_external_id, click.offer_id, known.offers, known.advertisers)
-    partner_id = _named("partner", click.partner_external_id, click.partner_id, known.partners, known.partner_ids)
-    return _Owner(known.advertisers[offer_id], 0, offer_id, partner_id)
-
-
-def _named(kind: str, name: str | None, own_id: int | None, names: Mapping[str, int], ids: Collection[int]) -> int:
-    if name is not None and name not in names:
-        raise Refused("bad_value", f"there is no {kind} {name}", f"{kind}_external_id")
-    found = names[name] if name is not None else own_id
-    if found is None:
-        raise Refused("missing_field", "a click is a link's, or an offer's and a partner's", "link_code")
-    if found not in ids:
-        raise Refused("bad_value", f"there is no {kind} {found}", f"{kind}_id")
-    return found
+            return _Owner(link["id"], link["advertiser_id"], link["offer_id"], link["partner_id"])
+    missing = Refused("missing_field", "a click is a link's, or an offer's and a partner's", "link_code")
+    return _Owner(0, *named.owner_of(click, known, missing))
 
 
 def _values(click: ClickRow, owner: _Owner) -> dict[str, Any]:

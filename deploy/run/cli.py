@@ -35,6 +35,7 @@ IMPORTED = {
     "partners": "external_id",
     "offers": "external_id",
     "links": "external_id",
+    "coupons": "code",
     "clicks": "click_id",
     "conversions": "order_id",
 }

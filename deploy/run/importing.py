@@ -32,7 +32,7 @@ _ERRORS_SHOWN = 5
 # what names a row, and the columns that tell it from another's
 _NAMES = {
     "external_id": ("external_id",),
-    "code": ("code", "domain", "domain_id"),
+    "code": ("code", "domain", "domain_id", "offer_id", "offer_external_id"),  # a coupon's, at its offer
     "click_id": ("click_id",),
     "conversion_id": ("conversion_id",),
     "order_id": ("order_id", "event", "advertiser_id", "advertiser_external_id", "conversion_id"),

@@ -11,6 +11,7 @@ from schemas import limits
 from tests.aggregator.api.conftest import Client, Made, state
 
 CSV = {"Content-Type": "text/csv"}
+AT = "2026-11-01T10:00:00Z"
 
 
 @pytest.fixture
@@ -102,15 +103,56 @@ async def test_bad_bodies_are_refused_by_field_and_write_nothing(
     assert await state(db) == before
 
 
-# -------------------------------------------------------------------------------------------------- clicks elsewhere
+async def sent(admin: Client, kind: str, text: str, query: str = "", **headers: str) -> dict[str, Any]:
+    status, answer = await admin("POST", f"/v1/{kind}/import{query}", data=text.encode(), headers=CSV | headers)
+    assert status == 200, answer
+    return dict(answer)
 
-AT = "2026-11-01T10:00:00Z"
+
+async def test_coupons_come_as_a_file_and_a_second_one_changes_their_dates(
+    admin: Client, made: Made, coupon: dict[str, Any], db: Connection
+) -> None:
+    await named(admin, made)
+    head = "code,offer_external_id,partner_external_id,starts_at,ends_at\n"
+    sheet = f"{head}save10,O1,P1,,\nnew,O1,P1,{AT},\nother,O1,P1,,{AT}\n"
+    assert figures(await sent(admin, "coupons", sheet, "?dry_run=1")) == (2, 0, 1, 0)
+    assert figures(await sent(admin, "coupons", sheet)) == (2, 0, 1, 0)
+    assert figures(await sent(admin, "coupons", sheet)) == (0, 0, 3, 0)
+    changes = f"code,offer_id,partner_id,starts_at\nSAVE10,{made.offer_id},{made.partner_id},{AT}\nNEW,1,1,\n"
+    assert figures(await sent(admin, "coupons", changes)) == (0, 2, 0, 0)
+    found = {row["code"]: row for row in await db.fetch("SELECT * FROM coupon")}
+    assert [found[code]["starts_at"] is None for code in ("SAVE10", "NEW", "OTHER")] == [False, True, True]
+    assert [found[code]["ends_at"] is None for code in ("SAVE10", "NEW", "OTHER")] == [True, True, False]
+    _, audit = await admin("GET", f"/v1/audit?subject=coupon:{coupon['id']}")
+    assert [act["action"] for act in audit["data"]] == ["change_coupon", "create_coupon"]
+
+
+BAD_COUPONS = [
+    ({"code": ""}, "code"), ({"code": "x" * 65}, "code"), ({"offer_id": ""}, "offer_external_id"),
+    ({"offer_id": "404"}, "offer_id"), ({"partner_id": "404"}, "partner_id"), ({"starts_at": "x"}, "starts_at"),
+    ({"code": "SAVE10", "partner_id": "2"}, "partner_id"), ({"starts_at": AT, "ends_at": AT}, "ends_at"),
+    ({"ends_at": "0001-01-01T00:00:00Z"}, "ends_at"),
+]  # fmt: skip
+
+
+async def test_a_bad_coupon_stops_no_other(admin: Client, made: Made, coupon: dict[str, Any], db: Connection) -> None:
+    await admin("POST", "/v1/partners", json={"name": "Deals"})
+    columns = ("code", "offer_id", "partner_id", "starts_at", "ends_at")
+    good = {"offer_id": "1", "partner_id": "1", "starts_at": "", "ends_at": ""}
+    rows = [good | {"code": f"c{n}"} | changed for n, (changed, _) in enumerate(BAD_COUPONS)]
+    rows += [good | {"code": "good"}, good | {"code": "GOOD"}]
+    sheet = "".join(f"{','.join(row[name] for name in columns)}\n" for row in rows)
+    answer = await sent(admin, "coupons", f"{','.join(columns)}\n{sheet}")
+    assert [error["field"] for error in answer["errors"]] == [field for _, field in BAD_COUPONS] + ["code"]
+    assert figures(answer) == (1, 0, 0, len(BAD_COUPONS) + 1)
+    assert await db.fetchval("SELECT count(*) FROM coupon") == 2
+
+
+# -------------------------------------------------------------------------------------------------- clicks elsewhere
 
 
 async def send(admin: Client, text: str, query: str = "", **headers: str) -> dict[str, Any]:
-    status, answer = await admin("POST", f"/v1/clicks/import{query}", data=text.encode(), headers=CSV | headers)
-    assert status == 200, answer
-    return dict(answer)
+    return await sent(admin, "clicks", text, query, **headers)
 
 
 def figures(answer: dict[str, Any]) -> tuple[int, ...]:

@@ -67,6 +67,7 @@ CALLS = [
     DELETE /v1/caps/{id}                            admin               caps.write
     GET    /v1/coupons                              admin               coupons.read
     POST   /v1/coupons                              admin               coupons.write
+    POST   /v1/coupons/import                       admin               coupons.write
     GET    /v1/coupons/{id}                         admin               coupons.read
     PATCH  /v1/coupons/{id}                         admin               coupons.write
     DELETE /v1/coupons/{id}                         admin               coupons.write
