@@ -66,6 +66,7 @@ class Arrivals:
         self._edge = edge
         self._loop = loop
         self._came: list[tuple[FastLane, bytes]] = []
+        self._answers = postback_lane.Answers(edge, loop)
 
     def add(self, connection: FastLane, data: bytes) -> None:
         if not self._came:
@@ -75,6 +76,8 @@ class Arrivals:
     def _look(self) -> None:
         came, self._came = self._came, []
         now_ms, now = self._edge.clock.now_ms(), self._loop.time()
+        if any(data.startswith(_POSTBACK) for _, data in came):
+            came = self._look_at_postbacks(came, now)
         try:
             asked = [_read(self._edge, now_ms, connection.peer, data) for connection, data in came]
             answers = _answers(self._edge, asked)
@@ -85,8 +88,7 @@ class Arrivals:
         for (connection, data), of in zip(came, answers, strict=True):
             try:
                 if of is None:
-                    if not self._take_postback(connection, data, now):
-                        connection.pass_on(data)
+                    connection.pass_on(data)
                     continue
                 connection.take(data, of.size_bytes, now)
                 if of.event is None:
@@ -98,20 +100,22 @@ class Arrivals:
                 connection.force_close()
         self._edge.recorder.answer_when_durable(waiting, now_ms)
 
-    def _take_postback(self, connection: FastLane, data: bytes, now: float) -> bool:
-        """Whether it is one, and answered when it is durable."""
-        asks = _read_postback(data) if data.startswith(_POSTBACK) else None
-        if asks is None:
-            return False
-        size_bytes, query, forwarded_for = asks
-        ip = client_ip(connection.peer, forwarded_for, self._edge.trusted_proxies)
-        taken = postback_lane.take(self._edge, query, ip)
-        if taken is None:
-            return False
-        self._edge.lane_postbacks += 1
-        connection.take(data, size_bytes, now)
-        postback_lane.answer_when_durable(self._edge, taken, connection)
-        return True
+    def _look_at_postbacks(self, came: list[tuple[FastLane, bytes]], now: float) -> list[tuple[FastLane, bytes]]:
+        """Take those among them that are plain; the others."""
+        heads = [_read_postback(data) if data.startswith(_POSTBACK) else None for _, data in came]
+        asked = [
+            self._asked(connection.peer, *head[1:]) if head else None
+            for (connection, _), head in zip(came, heads, strict=True)
+        ]
+        taken = [postback_lane.put(self._edge, asks) if asks else None for asks in asked]
+        for (connection, data), head, of in zip(came, heads, taken, strict=True):
+            if head and of:
+                connection.take(data, head[0], now)
+                self._answers.when_durable(of, connection)
+        return [one for one, of in zip(came, taken, strict=True) if of is None]
+
+    def _asked(self, peer: str, query: str, forwarded_for: str) -> postback_lane.Asked | None:
+        return postback_lane.read(self._edge, query, client_ip(peer, forwarded_for, self._edge.trusted_proxies))
 
 
 class FastLane(Connection):

@@ -7,7 +7,6 @@ of Redis, or looks odd is left to the door.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -18,28 +17,38 @@ from aiohttp.http import SERVER_SOFTWARE
 from schemas import limits
 from schemas.conversions.dialects import DIALECTS
 from schemas.conversions.reading import token_of
+from schemas.links import Offer
 from schemas.outcomes import Outcome
 from tracker import intakes, senders
 from tracker.doors import answers, postbacks
 from tracker.doors.answers import Answer
 from tracker.edge import Edge
-from tracker.intakes import Sender, Waiting
+from tracker.intakes import Sender, Sent, Waiting
 from tracker.log.recorder import Answering
 
 log = structlog.get_logger()
 PATH = "/postback"
 
 
+class Asked(NamedTuple):
+    """A postback, read, that the lane takes."""
+
+    sender: Sender
+    form: postbacks.Form
+    sent: Sent
+    offer: Offer | None
+
+
 class Taken(NamedTuple):
-    """A postback that is on its way into the log."""
+    """One on its way into the log."""
 
     sender: Sender
     form: postbacks.Form
     waiting: Waiting
 
 
-def take(edge: Edge, query: str, ip: str) -> Taken | None:
-    """Hand a postback to the recorder; None where the door should have a look at it instead."""
+def read(edge: Edge, query: str, ip: str) -> Asked | None:
+    """What a postback says; None where the door should have a look at it instead."""
     form = postbacks.read(query)
     token = token_of(form.said)
     advertiser = edge.links.held_advertiser(senders.token_digest(token)) if token else None
@@ -55,25 +64,59 @@ def take(edge: Edge, query: str, ip: str) -> Taken | None:
         edge.rates.take(advertiser, senders.SERVERS, 1, edge.clock.now_ms())
     except Exception:  # whatever it is, the door meets it again, says it and answers
         return None
-    sender = Sender(advertiser, postbacks.DOOR)
-    return Taken(sender, form, intakes.put(edge, sender, sent, offer))
+    return Asked(Sender(advertiser, postbacks.DOOR), form, sent, offer)
 
 
-def answer_when_durable(edge: Edge, taken: Taken, connection: Answering) -> None:
-    """Tell `connection` to answer as soon as it is known what became of it."""
-    waiter = taken.waiting[2]
-    if waiter is None:
-        connection.answer(_answer(edge, taken, None))
-    else:
-        waiter.add_done_callback(partial(_tell, edge, taken, connection))
-
-
-def _tell(edge: Edge, taken: Taken, connection: Answering, waiter: asyncio.Future[Outcome]) -> None:
+def put(edge: Edge, asked: Asked) -> Taken | None:
+    """Judge it and hand it to the recorder; None where that fails, and the door fails at it, too."""
     try:
-        connection.answer(_answer(edge, taken, waiter.result()))
+        waiting = intakes.put(edge, asked.sender, asked.sent, asked.offer)
     except Exception:
-        log.exception("answer_failed")
-        connection.force_close()
+        log.exception("lane_failed")
+        return None
+    edge.lane_postbacks += 1
+    return Taken(asked.sender, asked.form, waiting)
+
+
+class Answers:
+    """What is to be answered in one turn of the loop: all is written down first, and sent then."""
+
+    def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
+        self._edge = edge
+        self._loop = loop
+        self._known: list[tuple[Taken, Answering, Outcome | None]] = []
+
+    def when_durable(self, taken: Taken, connection: Answering) -> None:
+        """`connection` is told to answer as soon as it is known what became of it."""
+        waiter = taken.waiting[2]
+        if waiter is None:
+            self._add(taken, connection, None)
+        else:
+            waiter.add_done_callback(lambda known: self._add(taken, connection, known.result()))
+
+    def _add(self, taken: Taken, connection: Answering, outcome: Outcome | None) -> None:
+        if not self._known:
+            self._loop.call_soon(self._give)
+        self._known.append((taken, connection, outcome))
+
+    def _give(self) -> None:
+        known, self._known = self._known, []
+        for connection, answer in [(connection, self._made(taken, outcome)) for taken, connection, outcome in known]:
+            try:
+                if answer is None:
+                    connection.force_close()
+                else:
+                    connection.answer(answer)
+            except Exception:
+                log.exception("answer_failed")  # one connection's fault is not that of the others
+                connection.force_close()
+
+    def _made(self, taken: Taken, outcome: Outcome | None) -> bytes | None:
+        try:
+            return _answer(self._edge, taken, outcome)
+        except Exception:
+            log.exception("no_answer")
+            return None
 
 
 def _answer(edge: Edge, taken: Taken, outcome: Outcome | None) -> bytes:

@@ -15,7 +15,7 @@ from loadtests.faults.odd_requests import CLICK
 from schemas import click_id, limits
 from schemas.click_id import ClickKey
 from schemas.outcomes import ClickClass
-from tracker import postback_lane
+from tracker import intakes, postback_lane, senders
 
 KEY = ClickKey(1, b"\xab" * 32)
 TEST = click_id.mint(KEY, click_id.uuid7_bytes(1_795_399_200_000, bytes(10)), 1, 1, 1, ClickClass.TEST)
@@ -41,14 +41,14 @@ def path(order: str, **said: str) -> str:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each postback that comes by the lane, whether it takes it."""
     found: list[bool] = []
-    take = postback_lane.take
+    read = postback_lane.read
 
-    def noted(*asked: object) -> postback_lane.Taken | None:
-        answer = take(*asked)  # type: ignore[arg-type]
+    def noted(*asked: object) -> postback_lane.Asked | None:
+        answer = read(*asked)  # type: ignore[arg-type]
         found.append(answer is not None)
         return answer
 
-    monkeypatch.setattr(postback_lane, "take", noted)
+    monkeypatch.setattr(postback_lane, "read", noted)
     return found
 
 
@@ -80,15 +80,16 @@ async def test_the_lane_takes_postbacks_and_they_are_counted(running: RunningEdg
     assert len(running.wrote()) == 5
 
 
+@pytest.mark.parametrize("part", [(senders, "allowed"), (intakes, "put")])
 async def test_a_lane_that_fails_leaves_a_postback_to_the_door(
-    running: RunningEdge, publisher: Filled, monkeypatch: pytest.MonkeyPatch
+    running: RunningEdge, publisher: Filled, monkeypatch: pytest.MonkeyPatch, part: tuple[object, str]
 ) -> None:
     await get(running.port, path("warm-up"))
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(postback_lane.senders, "allowed", broken)
+    monkeypatch.setattr(*part, broken)
     assert (await get(running.port, path("o"))).status == 500
     monkeypatch.undo()
     assert (await get(running.port, path("o"))).json()["result"] == "accepted"
