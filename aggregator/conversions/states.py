@@ -205,8 +205,9 @@ def owned(state: State, owner: Owner, known: Known) -> State:
     return settled(made, known)
 
 
-def settled(state: State, known: Known) -> State:
-    """With the status and the money that follow from the facts."""
+def settled(state: State, known: Known, since: State | None = None) -> State:
+    """With the status and the money that follow from the facts. What was approved is not looked at again for what its
+    offer allows by now, unless its amount has changed `since`."""
     offer = known.offer(state.offer_id)
     net_minor = _net(state)
     paid = price(
@@ -219,7 +220,9 @@ def settled(state: State, known: Known) -> State:
         currency=paid.currency or state.sale_currency, revenue_minor=paid.revenue_minor,
         revenue_currency=paid.revenue_currency,
     )  # fmt: skip
-    status, reason = _status(state, paid.reason or _above_bound(state, offer, known))
+    stands = state.status in (Status.APPROVED, Status.REVERSED) and state.payout_minor is not None
+    stands = stands and (since is None or since.gross_minor == state.gross_minor)
+    status, reason = _status(state, "" if stands else paid.reason or _above_bound(state, offer, known))
     return replace(state, status=status, reason=reason)
 
 
@@ -386,7 +389,7 @@ def _differs(state: State, event: Conversion) -> bool:
 def _outcome(state: State, after: State, known: Known, event: Conversion, step: str | None) -> Applied:
     if after == state:
         return Applied(state, Result.DUPLICATE, step=step)
-    after = settled(after, known)
+    after = settled(after, known, state)
     if _worth(after) == _worth(state):
         return Applied(after, Result.DUPLICATE, NoChange.NOT_ALLOWED if event.status else "", step=step)
     return Applied(after, Result.CHANGED, changed=True, step=step)

@@ -10,6 +10,8 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal
 
+import orjson
+
 from aggregator.conversions.rates import Rates
 from aggregator.db.connect import Database
 from schemas import limits
@@ -204,7 +206,7 @@ FROM offer JOIN advertiser ON advertiser.id = advertiser_id CROSS JOIN programme
 """
 _TERMS = """
 SELECT offer_id, (extract(epoch FROM valid_from) * 1000)::float8 AS valid_from_ms,
-       model, amount_minor, percent, currency, side, partner_id, event, tiers, marginal
+       model, amount_minor, percent, currency, side, partner_id, event, tiers::text, marginal
 FROM offer_terms WHERE offer_id = ANY ($1::int[]) ORDER BY offer_id, valid_from
 """
 
@@ -215,7 +217,9 @@ async def read_offers(db: Database, offer_ids: Iterable[int]) -> Mapping[int, Of
     terms: dict[int, list[Terms]] = {offer_id: [] for offer_id in ids}
     for row in await db.fetch(_TERMS, ids):
         fields = dict(row)
-        terms[fields.pop("offer_id")].append(Terms(**fields | {"tiers": read_tiers(row["tiers"])}))
+        terms[fields.pop("offer_id")].append(
+            Terms(**fields | {"tiers": read_tiers(orjson.loads(row["tiers"] or "[]"))})
+        )
     offers = {}
     for row in await db.fetch(_OFFERS, ids):
         fields = dict(row)
