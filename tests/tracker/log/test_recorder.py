@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas import limits
 from schemas.outcomes import Outcome
@@ -138,6 +140,59 @@ async def test_a_batch_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> N
     async with recorder(log) as found:
         await asyncio.gather(*(found.durable(b"x" * 99, NOW) for _ in range(95)))
     assert [len(body) for body in log.bodies] == [999] * 9 + [499]
+
+
+class Visitor:
+    """A connection that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+
+    def answer(self, answer: bytes) -> None:
+        if answer == b"fails":
+            raise ConnectionResetError
+        self.answers.append(answer)
+
+    def force_close(self) -> None:
+        self.answers.append(b"closed")
+
+
+@given(st.lists(st.lists(st.integers(0, 1_500), max_size=30), max_size=5))
+async def test_clicks_queued_together_fill_batches_as_they_would_one_by_one(turns: list[list[int]]) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(limits, "BATCH_BYTES_MAX", 1_000)
+        together, alone = Recorder(SlowLog(), Tally()), Recorder(SlowLog(), Tally())
+        for turn in turns:
+            together.answer_when_durable([(b"x" * size_bytes, Visitor(), b"") for size_bytes in turn], NOW)
+            for size_bytes in turn:
+                alone.put(b"x" * size_bytes, NOW)
+    filled = [[(batch.events, batch.size_bytes) for batch in found._filling] for found in (together, alone)]
+    assert filled[0] == filled[1]
+    assert together.queued_events == alone.queued_events
+    assert [len(batch.answers) for batch in together._filling] == [len(batch.waiters) for batch in alone._filling]
+
+
+async def test_each_connection_gets_its_answer_once_when_its_batch_is_written_or_at_once_when_the_queue_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "QUEUE_EVENTS_MAX", 10)
+    log, tally = SlowLog(), Tally()
+    log.open.clear()
+    visitors = [Visitor() for _ in range(15)]
+    answers = [b"fails" if n in (3, 12) else b"%d" % n for n in range(15)]
+    async with recorder(log, tally) as found:
+        clicks = [
+            (b"%d" % n, visitor, answer) for n, (visitor, answer) in enumerate(zip(visitors, answers, strict=True))
+        ]
+        found.answer_when_durable(clicks[:8], NOW)
+        found.answer_when_durable(clicks[8:], NOW)
+        told = [b"closed" if answer == b"fails" else answer for answer in answers]
+        assert [visitor.answers for visitor in visitors] == [[]] * 10 + [[answer] for answer in told[10:]]
+        log.open.set()
+        await found.drained()
+    assert [visitor.answers for visitor in visitors] == [[answer] for answer in told]
+    assert tally.totals == {"lost": 5, "recorded": 10}
+    assert log.bodies == [b"\n".join(b"%d" % n for n in range(10))]
 
 
 async def test_outcomes_of_conversions_are_counted_apart() -> None:
