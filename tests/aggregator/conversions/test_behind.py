@@ -162,6 +162,17 @@ async def test_a_parked_conversion_is_paid_once_its_click_is_known(db: Connectio
     assert (change["actor"], change["from_status"], change["to_status"]) == ("auto", "pending", "approved")
 
 
+async def test_a_parked_conversion_in_another_currency_is_paid_at_its_days_rate(db: Connection) -> None:
+    parked = bare(foreign_click="a", currency="USD")
+    await db.execute("INSERT INTO rate VALUES ('USD', 'EUR', $1, 0.5)", at(parked.event_at_ms).date())
+    await settled(db, parked)
+    await imported(db, "a")
+    await work(db)
+    await work(db)
+    found = await row(db, parked)
+    assert (found["status"], found["payout_minor"], found["currency"]) == ("approved", 50, "EUR")
+
+
 async def test_an_offers_bound_holds_also_where_no_door_could_know_the_offer(db: Connection) -> None:
     """By a coupon, by an imported click, in another currency, and by what is added later."""
     await db.execute("UPDATE offer SET amount_max_minor = 1000; UPDATE advertiser SET duplicates = 'increment'")
@@ -325,6 +336,28 @@ async def test_four_aggregators_beside_each_other_and_a_consumer_do_everything_o
     assert await ledger.balance(db, "partner:2") == {"EUR": 35_000}
     assert await db.fetchval("SELECT count(*) FROM ledger_entry") == 350
     assert await rollup(db) == [(1, 2, 350, 0, 35_000)]
+
+
+async def test_a_customers_sales_are_one_partners_whichever_aggregators_meet_them(
+    db: Connection, database_url: str
+) -> None:
+    """Each of four is given sales of every customer, by clicks of two partners, in an order of its own."""
+    others = [await connect(database_url, command_timeout_s=20) for _ in range(4)]
+
+    async def consume(slot: int, other: Connection) -> None:
+        sales = [sale(customer_id=f"c{n}", partner_id=1 + (n + slot) % 2) for n in range(40)]
+        for begins in range(0, 40, 10):
+            await settled(other, *sales[begins : begins + 10][:: 1 if slot % 2 else -1])
+
+    await asyncio.gather(*(consume(slot, other) for slot, other in enumerate(others)))
+    for other in others:
+        await other.close()
+    rows = await db.fetch("SELECT customer_id, count(DISTINCT partner_id), count(*) FROM conversion GROUP BY 1")
+    assert {tuple(one)[1:] for one in rows} == {(1, 4)}
+    assert await db.fetchval(
+        "SELECT count(*) FROM conversion JOIN customer USING (advertiser_id, customer_id, partner_id)"
+    ) == 160  # fmt: skip
+    assert sum([(await ledger.balance(db, f"partner:{n}"))["EUR"] for n in (1, 2)]) == 16_000
 
 
 async def test_a_job_that_another_has_in_hand_is_left_to_it_and_one_that_fails_stops_no_other(
