@@ -19,7 +19,7 @@ from schemas import events, limits
 from schemas.click_id import ClickId, uuid7_bytes
 from schemas.conversions.judging import judge
 from schemas.conversions.posted import Posted
-from schemas.conversions.reading import read_click
+from schemas.conversions.reading import HalfRead, read_click
 from schemas.errors import Refused
 from schemas.events import Conversion, Intake
 from schemas.links import Advertiser, Offer
@@ -74,6 +74,8 @@ def read(edge: Edge, raw: str, posted: Callable[[], Posted]) -> Sent:
     try:
         said = posted()
         return Sent(raw, said, read_click(edge.keys, said.click_id))
+    except HalfRead as refusal:
+        return Sent(raw, Posted(order_id=refusal.order_id), refusal=refusal)
     except Refused as refusal:
         return Sent(raw, said, refusal=refusal)
 

@@ -57,12 +57,17 @@ def click_candidates(params: Mapping[str, str]) -> frozenset[str]:
     return frozenset(value for name, value in params.items() if value and name in click_parameters())
 
 
+class HalfRead(Refused):
+    """A refusal of a conversion whose order is known all the same, to be found by."""
+
+    def __init__(self, refusal: Refused, order_id: str) -> None:
+        super().__init__(refusal.code, refusal.message, refusal.field)
+        self.order_id = order_id
+
+
 def posted_form(params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> Posted:
     """What a postback's parameters say in `dialect`; those that we do not know are ignored, as senders expect.
-    `status_map` is the advertiser's own, in lower case. Raises Refused for a status that is not known, or ignored."""
-    for name in dialect.refused.intersection(params):
-        if params[name].strip("%0."):
-            raise Refused("unsupported_parameter", f"what {name} does to the money is not known here", name)
+    `status_map` is the advertiser's own, in lower case. Raises HalfRead for a status that is not known, or ignored."""
     said: dict[str, Any] = {}
     ranks: dict[str, int] = {}
     for name, value in params.items():
@@ -73,16 +78,28 @@ def posted_form(params: Mapping[str, str], dialect: Dialect, status_map: Mapping
     adv = {name: said.pop(name) for name in _ADV.intersection(said)}
     if "event" in said:
         said["event"] = dialect.events.get(said["event"], said["event"])
-    if "status" in said:
-        original = said["status"]
-        said |= {"original_status": original, "status": _status(original, params, dialect, status_map)}
+    try:
+        _check_supported(params, dialect)
+        if "status" in said:
+            original = said["status"]
+            said |= {"original_status": original, "status": _status(original, params, dialect, status_map)}
+    except Refused as refusal:
+        raise HalfRead(refusal, said.get("order_id", "")) from None
     return Posted(**said, adv=adv)
 
 
 def posted_json(item: Any) -> Posted:
-    """One JSON conversion. Raises Refused naming the field."""
+    """One JSON conversion. Raises Refused, HalfRead where it is an object, naming the field."""
     if not isinstance(item, dict):
         raise Refused("bad_parameters", "a conversion is an object")
+    try:
+        return _posted_json(item)
+    except Refused as refusal:
+        order_id = item.get("order_id")
+        raise HalfRead(refusal, order_id if isinstance(order_id, str) else "") from None
+
+
+def _posted_json(item: dict[str, Any]) -> Posted:
     for name, value in item.items():
         wanted = _TYPES.get(name)
         if wanted is None:
@@ -141,6 +158,12 @@ def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
         [*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))]
     )
     return _cut(orjson.dumps(dict(_masked_json(name, value, secrets) for name, value in item.items())).decode())
+
+
+def _check_supported(params: Mapping[str, str], dialect: Dialect) -> None:
+    for name in dialect.refused.intersection(params):
+        if params[name].strip("%0."):
+            raise Refused("unsupported_parameter", f"what {name} does to the money is not known here", name)
 
 
 def _status(text: str, params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> str:

@@ -14,7 +14,14 @@ from schemas import limits
 from schemas.conversions import reading
 from schemas.conversions.dialects import DIALECTS, token_parameters
 from schemas.conversions.posted import Posted
-from schemas.conversions.reading import posted_form, posted_json, read_form, without_secrets, without_secrets_json
+from schemas.conversions.reading import (
+    HalfRead,
+    posted_form,
+    posted_json,
+    read_form,
+    without_secrets,
+    without_secrets_json,
+)
 from schemas.errors import Refused
 
 TOKEN = "cd_Zk3vQ9tR7mX2pL8s"  # a token as the API makes them, about
@@ -260,3 +267,19 @@ def test_json_is_kept_without_its_secrets(item: dict[str, Any], kept: dict[str, 
 @pytest.mark.parametrize("item", [None, [], [TOKEN], TOKEN, 1])
 def test_of_what_is_no_conversion_nothing_is_kept(item: Any) -> None:
     assert without_secrets_json(item) == ""
+
+
+@pytest.mark.parametrize(
+    ("read", "order_id"),
+    [
+        (lambda: posted_form({"order_id": "7", "status": "what"}, DIALECTS["clickdam"], {}), "7"),
+        (lambda: posted_form({"txid": "7", "et": "sale", "status": "?"}, DIALECTS["clickdam"], {}), ""),
+        (lambda: posted_json({"order_id": "7", "amount": 5}), "7"),
+        (lambda: posted_json({"order_id": 7}), ""),
+        (lambda: posted_json({"colour": "red", "order_id": "7"}), "7"),
+    ],
+)
+def test_what_is_refused_is_found_by_its_order_all_the_same(read: Callable[[], Posted], order_id: str) -> None:
+    with pytest.raises(HalfRead) as refused:
+        read()
+    assert refused.value.order_id == order_id
