@@ -341,11 +341,13 @@ async def test_four_aggregators_beside_each_other_and_a_consumer_do_everything_o
 async def test_a_customers_sales_are_one_partners_whichever_aggregators_meet_them(
     db: Connection, database_url: str
 ) -> None:
-    """Each of four is given sales of every customer, by clicks of two partners, in an order of its own."""
+    """Each of four is given sales of every customer, of the same moment, by clicks of two partners, in an order of its
+    own."""
+    sold_ms = now_ms()
     others = [await connect(database_url, command_timeout_s=20) for _ in range(4)]
 
     async def consume(slot: int, other: Connection) -> None:
-        sales = [sale(customer_id=f"c{n}", partner_id=1 + (n + slot) % 2) for n in range(40)]
+        sales = [sale(customer_id=f"c{n}", partner_id=1 + (n + slot) % 2, event_at_ms=sold_ms) for n in range(40)]
         for begins in range(0, 40, 10):
             await settled(other, *sales[begins : begins + 10][:: 1 if slot % 2 else -1])
 
