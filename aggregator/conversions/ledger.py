@@ -53,7 +53,7 @@ def balanced(*amounts: Line) -> list[Line]:
     ]
 
 
-_IDS = "SELECT nextval(pg_get_serial_sequence('ledger_entry', 'id')) FROM generate_series(1, $1)"
+_IDS = "SELECT nextval('ledger_entry_id_seq') FROM generate_series(1, $1)"
 _ENTRY = ("id", "kind", "conversion_id", "offer_id", "period", "actor", "reason", "once")
 
 
