@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,6 +25,12 @@ def a_click(offer_id: int = 1, key: ClickKey = KEY, click_class: int = ClickClas
 
 
 CLICK = a_click()
+
+
+@pytest.fixture(autouse=True)
+def _patient_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine must not make it give up."""
+    monkeypatch.setattr(limits, "ACK_DEADLINE_S", 10.0)
 
 
 @pytest.fixture
@@ -122,9 +129,11 @@ async def test_who_is_nobody_does_not_get_to_send_a_body(running: RunningEdge) -
     assert (answer.status, answer.json()["reason"]) == (401, "wrong_token")
 
 
-async def test_several_thousands_at_once_are_not_late_for_each_other(running: RunningEdge) -> None:
-    bodies = [[{"click_id": CLICK, "order_id": f"{n}-{m}"} for m in range(1_000)] for n in range(4)]
+async def test_several_bodies_at_once_are_judged_one_after_the_other(running: RunningEdge) -> None:
+    """Else their conversions would keep each other waiting until they are late."""
+    bodies = [[{"click_id": CLICK, "order_id": f"{n}-{m}"} for m in range(400)] for n in range(4)]
     answers = await asyncio.gather(*(post_many(running, items) for items in bodies))
-    taken = Counter(receipt["result"] for status, receipts in answers for receipt in receipts)
-    assert taken.total() == 4_000
-    assert taken["accepted"] > 3_500, "all, unless this machine stood still"
+    assert all(receipt["result"] == "accepted" for _, receipts in answers for receipt in receipts)
+    orders = [event.order_id.partition("-")[0] for event in running.wrote() if isinstance(event, Conversion)]
+    assert sorted(orders) == sorted(str(n) for n in range(4) for _ in range(400))
+    assert sum(one != other for one, other in pairwise(orders)) == 3
