@@ -50,12 +50,7 @@ WHERE offer_id = ANY ($2::int[])
   AND to_char(event_at AT TIME ZONE $1, 'YYYY-MM') IN (SELECT period FROM closed_period)
 ORDER BY offer_id, period
 """
-_CLOSED = """
-INSERT INTO closed_period (offer_id, partner_id, period, entry_id)
-SELECT $1, partner_id, $2, entry_id FROM unnest($3::int[], $4::bigint[]) AS settled (partner_id, entry_id)
-ON CONFLICT (offer_id, partner_id, period) DO UPDATE
-    SET closed_at = now(), entry_id = coalesce(excluded.entry_id, closed_period.entry_id)
-"""
+_CLOSED = "INSERT INTO closed_period (period) VALUES ($1) ON CONFLICT (period) DO UPDATE SET closed_at = now()"
 _BOOKED = """
 SELECT split_part(account, ':', 2)::int AS partner_id, currency, sum(amount_minor)::bigint AS amount_minor,
        count(*) AS entries
@@ -121,6 +116,8 @@ async def close(db: Database, period: str, actor: str, *, dry_run: bool) -> list
     settled = []
     for offer_id, month in months:
         settled += await _close_offer(db, offer_id, offers[offer_id], month, zone, actor, dry_run=dry_run)
+    if not dry_run:
+        await db.execute(_CLOSED, period)
     return settled
 
 
@@ -131,18 +128,14 @@ async def _close_offer(
     span = bounds(period, zone)
     found = await _compare(db, offer_id, span, zone, untiered, offer)
     name = f"tiers:{offer_id}:{period}"
-    booked = await _book(db, name, found, actor, f"volume tiers of {period}", period, dry_run=dry_run)
-    if not dry_run:
-        entries = {one.partner_id: one.entry_id for one in booked}
-        await db.execute(_CLOSED, offer_id, period, list(entries), list(entries.values()))
-    return booked
+    return await _book(db, name, found, actor, f"volume tiers of {period}", period, dry_run=dry_run)
 
 
 async def rerate(
     db: Database, offer_id: int, since: datetime, until: datetime, actor: str, reason: str, *, dry_run: bool
 ) -> list[Difference]:
     """Pay what the terms that hold now would have paid for what was sold on an offer from `since` on, before `until`:
-    for each partner one adjustment. Belongs into a transaction.
+    for each partner and currency one adjustment. Belongs into a transaction.
 
     The same range again books what is not booked yet. Raises Refused for one that overlaps an earlier one in part.
     """
@@ -309,8 +302,8 @@ async def _book(
     *,
     dry_run: bool,
 ) -> list[Difference]:
-    """Book the differences under a name, one entry for each partner, less what is booked under it already: of what was
-    found, and of what is no longer there."""
+    """Book the differences under a name, one entry for each partner and currency, less what is booked under it already:
+    of what was found, and of what is no longer there."""
     offer_id = int(name.split(":")[1])
     rows = await db.fetch(_BOOKED, offer_id, f"{name}:%")
     booked = {(row["partner_id"], row["currency"]): row["amount_minor"] for row in rows}
@@ -323,31 +316,17 @@ async def _book(
     due = [replace(one, was_minor=one.was_minor + booked.get(key, 0)) for key, one in sorted(wanted.items())]
     if dry_run:
         return due
-    entries = {
-        partner_id: ledger.Entry(
-            kind="adjustment",
-            lines=ledger.balanced(*lines),
-            actor=actor,
-            reason=reason,
-            offer_id=offer_id,
-            period=period,
-            once=f"{name}:{partner_id}:{numbers[partner_id]}",
-        )
-        for partner_id, lines in _lines(due).items()
-    }
-    ids = dict(zip(entries, await ledger.book(db, list(entries.values())), strict=True))
-    return [replace(one, entry_id=ids.get(one.partner_id)) for one in due]
-
-
-def _lines(due: Iterable[Difference]) -> dict[int, list[ledger.Line]]:
-    """By partner, where there is something to be booked."""
-    lines: dict[int, list[ledger.Line]] = defaultdict(list)
+    entries = {}
     for one in due:
         if one.difference_minor:
-            lines[one.partner_id].append(
-                ledger.Line(ledger.partner(one.partner_id), one.difference_minor, one.currency)
+            line = ledger.Line(ledger.partner(one.partner_id), one.difference_minor, one.currency)
+            once = f"{name}:{one.partner_id}:{numbers[one.partner_id]}"
+            entries[one.partner_id, one.currency] = ledger.Entry(
+                "adjustment", ledger.balanced(line), actor, reason, offer_id=offer_id, period=period, once=once
             )
-    return lines
+            numbers[one.partner_id] += 1
+    ids = dict(zip(entries, await ledger.book(db, list(entries.values())), strict=True))
+    return [replace(one, entry_id=ids.get((one.partner_id, one.currency))) for one in due]
 
 
 def _by_partner(found: Iterable[Difference]) -> list[Difference]:

@@ -160,8 +160,14 @@ ALTER TABLE conversion
     ADD COLUMN held                   text NOT NULL DEFAULT '',
     ADD COLUMN doubt                  text NOT NULL DEFAULT '',
     ADD COLUMN said                   text NOT NULL DEFAULT '';
-UPDATE conversion SET base_minor = sale_amount_minor, base_intake_id = intake_id, held = coalesce(reason, ''),
+UPDATE conversion SET base_minor = sale_amount_minor, base_intake_id = intake_id,
+    -- what follows from terms, rates and amounts is worked out again whenever one changes
+    held = CASE WHEN reason IN ('ambiguous_amount', 'amount_missing', 'absurd_payout', 'no_rate', 'no_terms') THEN ''
+                ELSE coalesce(reason, '') END,
+    doubt = CASE WHEN reason = 'ambiguous_amount' THEN reason ELSE '' END,
     booked_payout_minor = CASE WHEN status = 'approved' THEN coalesce(payout_minor, 0) ELSE 0 END;
+-- An older aggregator that still runs knows of no ledger: what it inserts has to fail, rather than be in none.
+ALTER TABLE conversion ALTER COLUMN booked_payout_minor DROP DEFAULT;
 CREATE INDEX conversion_unseen ON conversion (received_at) WHERE NOT click_seen;
 CREATE INDEX conversion_pending ON conversion (offer_id, received_at) WHERE status = 'pending';
 CREATE INDEX conversion_no_rate ON conversion (conversion_id) WHERE status = 'pending' AND reason = 'no_rate';
@@ -243,14 +249,10 @@ CREATE TABLE cap_use (
 ALTER TABLE cap
     ADD COLUMN over_cap_status text NOT NULL DEFAULT 'pending' CHECK (over_cap_status IN ('pending', 'rejected'));
 
--- Months that were closed for a partner on an offer: its volume tiers are settled, by one adjustment.
+-- Months that were closed, their volume tiers settled by adjustments, and when they last were.
 CREATE TABLE closed_period (
-    offer_id    int NOT NULL REFERENCES offer,
-    partner_id  int NOT NULL REFERENCES partner,
-    period      text NOT NULL,
-    closed_at   timestamptz NOT NULL DEFAULT now(),
-    entry_id    bigint REFERENCES ledger_entry,
-    PRIMARY KEY (offer_id, partner_id, period)
+    period     text PRIMARY KEY,
+    closed_at  timestamptz NOT NULL DEFAULT now()
 );
 
 -- Conversions by state, at their event's time; money in each currency's own row.
@@ -261,6 +263,12 @@ ALTER TABLE conversion_rollup
     ADD COLUMN revenue_minor          bigint NOT NULL DEFAULT 0,
     ADD COLUMN payout_pending_minor   bigint NOT NULL DEFAULT 0,
     ADD COLUMN payout_reversed_minor  bigint NOT NULL DEFAULT 0;
+INSERT INTO conversion_rollup (quarter, link_id, offer_id, partner_id, currency, shard, conversions,
+    sale_amount_minor, payout_minor, pending, rejected, payout_pending_minor)
+SELECT date_bin('15 minutes', event_at, 'epoch'), link_id, offer_id, partner_id, currency, -1, 0, 0, 0,
+    count(*) FILTER (WHERE status = 'pending'), count(*) FILTER (WHERE status = 'rejected'),
+    coalesce(sum(payout_minor) FILTER (WHERE status = 'pending'), 0)
+FROM conversion WHERE status IN ('pending', 'rejected') GROUP BY 1, 2, 3, 4, 5;
 
 -- Links whose clicks are tests: outside money, caps and reports.
 ALTER TABLE link ADD COLUMN test boolean NOT NULL DEFAULT false;

@@ -47,8 +47,10 @@ async def db(database_url: str, heard: Heard) -> AsyncIterator[asyncpg.Connectio
         [_click_row(click, heard) for click in clicks],
     )
     await db.executemany(
-        "INSERT INTO conversion"
-        " VALUES ($1, $1, $2, $3, 1, 1, 1, 'sale', '', now(), now(), $4, '', $5, 'EUR', $6, 'EUR')",
+        "INSERT INTO conversion (conversion_id, intake_id, click_id, link_id, offer_id, partner_id, advertiser_id,"
+        " event, order_id, event_at, received_at, status, reason, sale_amount_minor, sale_currency, payout_minor,"
+        " booked_payout_minor, currency)"
+        " VALUES ($1, $1, $2, $3, 1, 1, 1, 'sale', '', now(), now(), $4, '', $5, 'EUR', $6, 0, 'EUR')",
         [_conversion_row(order, heard) for order in ORDERS],
     )
     await db.execute(

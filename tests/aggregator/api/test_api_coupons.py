@@ -226,9 +226,9 @@ async def test_a_click_is_put_right_until_it_has_a_conversion(admin: Client, mad
     await send(admin, f"{head}a,{AT},{made.code},x\nb,{AT},{made.code},x\n")
     await db.execute(
         """INSERT INTO conversion (conversion_id, intake_id, click_id, link_id, offer_id, partner_id, advertiser_id,
-                                   event, event_at, received_at, status, sale_currency, currency)
+                                   event, event_at, received_at, status, sale_currency, currency, booked_payout_minor)
            SELECT gen_random_uuid(), gen_random_uuid(), id, link_id, offer_id, partner_id, advertiser_id, 'sale',
-                  now(), now(), 'approved', 'EUR', 'EUR' FROM imported_click WHERE foreign_id = 'b'"""
+                  now(), now(), 'approved', 'EUR', 'EUR', 0 FROM imported_click WHERE foreign_id = 'b'"""
     )
     later = "2026-11-02T10:00:00Z"
     answer = await send(admin, f"{head}a,{later},{made.code},y\nb,{later},{made.code},x\nc,{later},{made.code},\n")

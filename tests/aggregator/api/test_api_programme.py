@@ -34,8 +34,8 @@ async def test_a_change_of_the_programme_is_live_audited_and_has_a_version(admin
 async def test_the_currency_stays_once_something_was_sold(admin: Client, db: Connection) -> None:
     await db.execute(
         "INSERT INTO conversion (conversion_id, intake_id, click_id, link_id, offer_id, partner_id, advertiser_id,"
-        " event, event_at, received_at, status, sale_currency, currency) SELECT gen_random_uuid(), gen_random_uuid(),"
-        " gen_random_uuid(), 1, 1, 1, 1, 'sale', now(), now(), 'approved', 'EUR', 'EUR'"
+        " event, event_at, received_at, status, sale_currency, currency, booked_payout_minor) SELECT gen_random_uuid(),"
+        " gen_random_uuid(), gen_random_uuid(), 1, 1, 1, 1, 'sale', now(), now(), 'approved', 'EUR', 'EUR', 0"
     )
     before = await state(db)
     status, answer = await admin("PATCH", "/v1/programme", json={"currency": "USD", "timezone": "Asia/Tokyo"})

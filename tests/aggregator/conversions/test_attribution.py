@@ -238,8 +238,8 @@ async def test_what_is_known_is_read_by_advertiser_and_only_asked_for_where_it_m
 async def test_a_click_that_has_a_conversion_is_found_only_outside_its_window(db: Connection) -> None:
     insert = """
     INSERT INTO conversion (conversion_id, intake_id, click_id, link_id, offer_id, partner_id, advertiser_id, event,
-                            event_at, received_at, status, sale_currency, currency)
-    SELECT gen_random_uuid(), gen_random_uuid(), $1, 1, 1, 1, 1, 'sale', now(), now(), $2, 'EUR', 'EUR'
+                            event_at, received_at, status, sale_currency, currency, booked_payout_minor)
+    SELECT gen_random_uuid(), gen_random_uuid(), $1, 1, 1, 1, 1, 'sale', now(), now(), $2, 'EUR', 'EUR', 0
     """
     for status, reason in (("rejected", "after_window"), ("reversed", "after_window"), ("pending", "")):
         await db.execute(insert, CLICK, status)

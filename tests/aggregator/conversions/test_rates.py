@@ -41,7 +41,7 @@ async def pend(db: Connection, number: int, **fields: Any) -> UUID:
         "conversion_id": UUID(int=number), "intake_id": UUID(int=number), "link_id": 1, "offer_id": 1, "partner_id": 1,
         "advertiser_id": 1, "event": "sale", "event_at": datetime(2026, 11, 23, 23, 59, 59, tzinfo=UTC),
         "received_at": datetime(2026, 11, 24, tzinfo=UTC), "status": "pending", "reason": "no_rate",
-        "sale_amount_minor": 1000, "sale_currency": "USD", "currency": "EUR",
+        "sale_amount_minor": 1000, "sale_currency": "USD", "currency": "EUR", "booked_payout_minor": 0,
     } | fields  # fmt: skip
     places = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
     await db.execute(f"INSERT INTO conversion ({', '.join(columns)}) VALUES ({places})", *columns.values())

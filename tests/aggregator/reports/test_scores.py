@@ -87,8 +87,8 @@ async def sell(db: Connection, number: int, offer_id: int, country: str, *, part
     )  # fmt: skip
     await db.execute(
         "INSERT INTO conversion (conversion_id, intake_id, click_id, link_id, offer_id, partner_id, advertiser_id,"
-        " event, event_at, received_at, status, sale_currency, payout_minor, currency)"
-        " VALUES ($1, $1, $1, 1, $2, $3, 1, 'sale', now(), now(), 'approved', 'EUR', 400, 'EUR')",
+        " event, event_at, received_at, status, sale_currency, payout_minor, booked_payout_minor, currency)"
+        " VALUES ($1, $1, $1, 1, $2, $3, 1, 'sale', now(), now(), 'approved', 'EUR', 400, 400, 'EUR')",
         click_id, offer_id, partner_id,
     )  # fmt: skip
 
