@@ -17,6 +17,7 @@ from schemas.click_id import uuid_ms
 from schemas.events import NO_CLICK, Conversion
 from schemas.outcomes import EARNING, ClickClass, Held
 
+PIXEL = "pixel"  # the door of pages
 BEFORE_CLICK_MS = 60_000  # a sender's clock may lag ours by this much
 REJECTED = frozenset({
     Held.NOT_YOUR_CLICK, Held.CLICK_NEVER_EARNS, Held.BEFORE_CLICK, Held.TOO_EARLY, Held.AFTER_WINDOW,
@@ -149,10 +150,12 @@ def attribute(event: Conversion, owners: Owners) -> Owner:
 
 async def bind_customers(db: Database, owned: Sequence[Owned], owners: Owners) -> list[Owned]:
     """Bind customers that are nobody's to the first of these that earns; the same conversions, with whose they are
-    now, because another one may have been first. Locks the customers, sorted, to the transaction's end."""
+    now, because another one may have been first. What a page says binds nobody: anybody could make the advertiser's
+    customers theirs. Locks the customers, sorted, to the transaction's end."""
     first: dict[Named, Owned] = {}
     for event, owner in owned:
-        if event.customer_id and owner.partner_id and not owner.rejected and not _bound(event, owners):
+        earns = owner.partner_id and not owner.rejected and event.door != PIXEL
+        if event.customer_id and earns and not _bound(event, owners):
             first.setdefault((event.advertiser_id, event.customer_id), (event, owner))
     if not first:
         return list(owned)

@@ -232,6 +232,7 @@ def _event(state: State) -> Conversion:
     return Conversion(
         v=1, intake_id=state.intake_id, conversion_id=state.conversion_id, click_uuid=NO_CLICK, click_class=0,
         link_id=0, offer_id=0, partner_id=0, advertiser_id=state.advertiser_id, event=state.event,
-        event_at_ms=state.event_at_ms, currency=state.sale_currency, customer_id=state.customer_id or "",
-        coupon_code=state.coupon_code or "", foreign_click=state.foreign_click or "",
+        event_at_ms=state.event_at_ms, currency=state.sale_currency, door=state.door,
+        customer_id=state.customer_id or "", coupon_code=state.coupon_code or "",
+        foreign_click=state.foreign_click or "",
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from uuid import UUID
 
 from aggregator.conversions import intakes, rows
-from aggregator.conversions.attribution import Owners, bind_customers, read_owners
+from aggregator.conversions.attribution import PIXEL, Owners, bind_customers, read_owners
 from aggregator.conversions.fold import CAPS, SENDER, Order, fold
 from aggregator.conversions.intakes import Outcome
 from aggregator.conversions.rates import day_of, read_rates
@@ -37,7 +37,7 @@ async def settle(db: Database, of: Sequence[Conversion | Intake], shard: int) ->
         return 0
     there = await _read(db, _conversions(fresh))
     known = await know(db, _posts(fresh), there.values())
-    await _bind(db, _unknown(fresh, there), known)  # 2
+    await _bind(db, _firsts(fresh, there), known)  # 2
     orders = await _decide(db, fresh, there, known)  # 3
     guessed = _outcomes(fresh, orders)
     if lost := fresh.keys() - await intakes.claim(db, fresh, guessed):  # 4
@@ -101,12 +101,13 @@ def _id(event: Conversion, there: Mapping[UUID, State]) -> UUID:
     return former if former and former in there and event.conversion_id not in there else event.conversion_id
 
 
-def _unknown(fresh: Intakes, there: Mapping[UUID, State]) -> list[Conversion]:
-    """The first posts of orders that are not there."""
+def _firsts(fresh: Intakes, there: Mapping[UUID, State]) -> list[Conversion]:
+    """What servers say first of orders: those that are not there, or that only a page has told of."""
     first: dict[UUID, Conversion] = {}
     for event in _posts(fresh):
-        first.setdefault(_id(event, there), event)
-    return [event for uuid, event in first.items() if uuid not in there]
+        if event.door != PIXEL:
+            first.setdefault(_id(event, there), event)
+    return [event for uuid, event in first.items() if uuid not in there or there[uuid].door == PIXEL]
 
 
 async def _read(db: Database, events: Iterable[Conversion]) -> dict[UUID, State]:

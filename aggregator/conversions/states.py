@@ -16,7 +16,7 @@ import orjson
 from msgspec import Struct
 from msgspec.structs import replace
 
-from aggregator.conversions.attribution import REJECTED, Owner, Owners, attribute
+from aggregator.conversions.attribution import PIXEL, REJECTED, Owner, Owners, attribute
 from aggregator.conversions.rates import Rates, day_of
 from aggregator.conversions.terms import Offer, price
 from schemas.click_id import uuid_ms
@@ -24,7 +24,6 @@ from schemas.events import Conversion
 from schemas.money import EXPONENT
 from schemas.outcomes import Held, NoChange, Result, Status
 
-PIXEL = "pixel"
 NO_CURRENCY = "XXX"  # ISO 4217 for none: until it is known whose the order is
 _NEGATIVE = frozenset({Status.REJECTED, Status.REVERSED})
 LIFTED = "lifted"  # a person approved it, whatever held it

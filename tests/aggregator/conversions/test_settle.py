@@ -140,3 +140,25 @@ async def test_money_needs_no_click_in_postgres(db: Connection) -> None:
     await settle(db, [conversion()], shard=0)
     assert await db.fetchval("SELECT count(*) FROM click") == 0
     assert await db.fetchval("SELECT status FROM conversion") == "approved"
+
+
+async def test_a_page_makes_nobodys_customers_its_own(db: Connection) -> None:
+    stolen = {"customer_id": "c-1", "partner_id": 66, "door": "pixel", "reason": "pixel"}
+    page = conversion(order_id="forged", **stolen)
+    order = conversion(**stolen)
+    await settle(db, [page, order], shard=0)
+    assert await db.fetchval("SELECT count(*) FROM customer") == 0
+    server = conversion(conversion_id=order.conversion_id, customer_id="c-1", partner_id=7)
+    later = conversion(customer_id="c-1", partner_id=8)
+    await settle(db, [server], shard=0)
+    await settle(db, [later], shard=0)
+    assert await db.fetchval("SELECT partner_id FROM customer") == 7
+    paid = await db.fetch("SELECT partner_id, status FROM conversion ORDER BY received_at, conversion_id")
+    assert sorted(map(tuple, paid)) == [(7, "approved"), (7, "approved"), (66, "pending")]
+
+
+async def test_a_page_and_its_server_in_one_batch_bind_by_the_server(db: Connection) -> None:
+    page = conversion(customer_id="c-1", partner_id=66, door="pixel", reason="pixel")
+    server = conversion(conversion_id=page.conversion_id, customer_id="c-1", partner_id=7)
+    await settle(db, [page, server], shard=0)
+    assert await db.fetchval("SELECT partner_id FROM customer") == 7
