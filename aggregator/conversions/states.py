@@ -342,11 +342,12 @@ def _counted(event: Conversion, state: State, known: Known) -> str | None:
 
 def _posted_again(state: State, event: Conversion, known: Known, *, seen: bool) -> Applied:
     """A further post of an order: an approval, what the advertiser's policy makes of it, or a duplicate. What its
-    server says takes the place of what a page said."""
-    if event.door != PIXEL and state.door == PIXEL and LIFTED not in state.said:
+    server says takes the place of what a page said; what a person has approved of a page, no page changes."""
+    is_pages = state.door == PIXEL and LIFTED not in state.said
+    if event.door != PIXEL and is_pages:
         after = _taken_over(state, event, known)
         return _outcome(state, after, known, event, _counted(event, state, known))
-    if (event.door == PIXEL) != (state.door == PIXEL):
+    if not is_pages and PIXEL in (event.door, state.door):
         return Applied(state, Result.DUPLICATE)
     after = _with_words(state, event)
     policy = _policy(state, known)

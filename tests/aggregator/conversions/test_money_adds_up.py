@@ -89,7 +89,7 @@ def expected(policy: str, looked_at: bool, said: Sequence[Said]) -> Result | Non
         return None
     hand_approved = any(one.by_hand and one.what == "approved" for one in once)
     counted = of_server(once)
-    base, increments, repeats = amounts(policy, posts, counted)
+    base, increments, repeats = amounts(policy, of_pages(once), counted)
     gross = None if base is None and not increments else (base or 0) + increments
     refunds = {one.name: one.amount or 0 for one in reversed(once) if one.what == "refund"}
     remaining = [one.amount for one in once if one.what == "remaining" and one.amount is not None]
@@ -120,10 +120,15 @@ def of_server(once: Sequence[Said]) -> list[Said]:
     return [one for one in once if one.is_post and one.server]
 
 
-def amounts(policy: str, posts: Sequence[Said], counted: Sequence[Said]) -> tuple[int | None, int, list[int]]:
+def of_pages(once: Sequence[Said]) -> list[Said]:
+    """The pages' posts, up to when a person approved one."""
+    approved = next((n for n, one in enumerate(once) if one.by_hand and one.what == "approved"), None)
+    return [one for one in once[:approved] if one.is_post and not one.server]
+
+
+def amounts(policy: str, pages: Sequence[Said], counted: Sequence[Said]) -> tuple[int | None, int, list[int]]:
     """The base, what was added to it, and the amounts of repeats."""
     if not counted:
-        pages = [one for one in posts if not one.server]
         first = max(pages, key=lambda one: one.intake) if policy == "update" else pages[0]
         return first.amount, 0, []
     if policy == "update":

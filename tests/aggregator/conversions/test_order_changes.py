@@ -195,6 +195,17 @@ async def test_every_change_says_who_made_it(order: Orders) -> None:
     ]  # fmt: skip
 
 
+async def test_what_a_person_approved_of_a_page_no_page_raises(order: Orders) -> None:
+    await order.db.execute("UPDATE advertiser SET duplicates = 'update'")
+    page = {"door": "pixel", "reason": "pixel"}
+    await order.say(900, **page)
+    assert await order.say(1000, **page) == ("changed", None)
+    await change.approve(order.db, [order.id], "admin:3", "looks right")
+    for door in (page, {}):
+        assert await order.say(9_000_000, **door) == ("duplicate", None)
+    assert await order.stands() == ("approved", None, 1000, 100)
+
+
 async def test_what_cannot_be_priced_cannot_be_approved(order: Orders) -> None:
     await order.say(None)
     (changed,) = await change.approve(order.db, [order.id], "admin:1", None)
