@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -147,6 +148,7 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
     Raises journal.SlotTaken when another process has the slot.
     """
     sys.setswitchinterval(limits.SWITCH_S)
+    gc.set_threshold(limits.GARBAGE_OBJECTS)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -154,6 +156,7 @@ async def serve(settings: EdgeSettings, slot: int, sock: socket.socket, admin_pa
         edge = await _unless(stop, stack.enter_async_context(open_edge(settings, slot)))
         if edge is None:
             return
+        gc.freeze()  # what is here now stays: looking it through for garbage holds everybody up for 50 ms
         async with admin(edge, admin_path), listening(settings, edge, sock):
             log.info("edge_ready_to_warm", slot=slot, pid=os.getpid(), incarnation=edge.clock.incarnation)
             async with running("warm-up", warm_up(edge)):
