@@ -130,6 +130,7 @@ BEHIND_IDLE_S = 10  # whole seconds; a process that freezes inside a batch keeps
 TASK_RESTART_MAX_S = 5.0  # the longest pause before a crashed task begins again
 PRUNE_EVERY_S = 60.0  # segments are removed this much later than they might be
 TRANSACTION_S = 30.0  # anything longer is broken: the connection is dropped and the fence read again
+FOLDED_AT_ONCE = 1_000  # orders; 0.1-0.3 s, in which Postgres waits for us: well within FENCE_WAIT_S
 SIFT_S = 600.0  # to find the refused records of a batch; two minutes when all 20,000 of them are
 CONNECT_S = 5.0  # to open a database connection
 CLOSE_S = 1.0  # to say goodbye to a database or Redis that may be frozen

@@ -15,6 +15,7 @@ from aggregator.conversions.rows import Change
 from aggregator.conversions.states import NO_CURRENCY, Known, State, is_post, over_cap, step_of
 from aggregator.conversions.terms import read_offers
 from aggregator.db.connect import Database
+from schemas import limits
 from schemas.events import Conversion, Intake
 from schemas.outcomes import Result, Status
 
@@ -126,7 +127,12 @@ async def _decide(db: Database, fresh: Intakes, there: Mapping[UUID, State], kno
     for event in _conversions(fresh):
         events.setdefault(_id(event, there), []).append(event)
     counted = await _counted(db, events, there)
-    return {uuid: fold(uuid, there.get(uuid), some, known, counted.get(uuid, ())) for uuid, some in events.items()}
+    orders: Orders = {}
+    for n, (uuid, some) in enumerate(events.items(), 1):
+        orders[uuid] = fold(uuid, there.get(uuid), some, known, counted.get(uuid, ()))
+        if n % limits.FOLDED_AT_ONCE == 0:
+            await db.execute("SELECT")  # else who waits for this transaction takes us for frozen, and ends it
+    return orders
 
 
 async def _counted(
