@@ -26,7 +26,7 @@ _WAITING = f"""
 SELECT conversion_id FROM conversion AS c JOIN offer ON offer.id = c.offer_id
 WHERE c.status = 'pending' AND c.reason = 'no_rate' AND c.conversion_id > $2 AND {_HAS_RATE.format(other="c.currency")}
   AND (c.revenue_currency IS NULL OR {_HAS_RATE.format(other="c.revenue_currency")})
-  AND (c.payout_override_minor IS NULL OR {_HAS_RATE.format(other="offer.currency")})
+  AND (num_nulls(c.payout_override_minor, payout_override_max_minor) > 0 OR {_HAS_RATE.format(other="offer.currency")})
 ORDER BY conversion_id LIMIT $1
 """  # noqa: S608 - our own names
 
