@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -138,12 +139,12 @@ def without_secrets(text: str, known: Iterable[str] = ()) -> str:
     """A query or form as it was sent, as far as it may be kept: without the values of secret parameters, wherever else
     they, or one of `known`, or a secret's name stand in it, without ip addresses, and at most `RAW_MAX` characters:
     cut, it ends in `…`."""
-    parts = text.split("&")
+    parts, is_whole = _first_parts(text)
     hidden = {part: _hidden(part) for part in parts if _is_secret(part.partition("=")[0])}
     secrets = _secrets([*known, *(part.partition("=")[2] for part in hidden)])
     if _is_plain("&".join([part for part in parts if part not in hidden]), secrets):
-        return _cut("&".join([hidden.get(part, part) for part in parts]))
-    return _cut("&".join([hidden.get(part) or _masked(part, secrets) for part in parts]))
+        return _cut("&".join([hidden.get(part, part) for part in parts]), is_whole=is_whole)
+    return _cut("&".join([hidden.get(part) or _masked(part, secrets) for part in parts]), is_whole=is_whole)
 
 
 def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
@@ -154,10 +155,10 @@ def without_secrets_json(item: Any, known: Iterable[str] = ()) -> str:
         text = orjson.dumps(item).decode()
         if _is_plain(text, _secrets(known)):
             return _cut(text)
-    secrets = _secrets(
-        [*known, *(value for name, value in item.items() if isinstance(value, str) and _is_secret(name))]
-    )
-    return _cut(orjson.dumps(dict(_masked_json(name, value, secrets) for name, value in item.items())).decode())
+    some = [(_begin(name), _begin(value)) for name, value in islice(item.items(), limits.QUERY_PARAMS_MAX)]
+    secrets = _secrets([*known, *(value for name, value in some if isinstance(value, str) and _is_secret(name))])
+    text = orjson.dumps(dict(_masked_json(name, value, secrets) for name, value in some)).decode()
+    return _cut(text, is_whole=len(some) == len(item))
 
 
 def _check_supported(params: Mapping[str, str], dialect: Dialect) -> None:
@@ -266,5 +267,19 @@ def _is_address(word: str) -> bool:
     return False
 
 
-def _cut(raw: str) -> str:
-    return raw if len(raw) <= limits.RAW_MAX else f"{raw[: limits.RAW_MAX - 1]}…"
+def _first_parts(text: str) -> tuple[list[str], bool]:
+    """The parameters that may be kept, each whole, and whether they are all. What is cut off anyhow is not looked
+    through: with two million ampersands that would take seconds, in which nobody else is answered."""
+    begin = _begin(text)
+    parts = begin.split("&", limits.QUERY_PARAMS_MAX)
+    is_whole = len(begin) == len(text) and len(parts) <= limits.QUERY_PARAMS_MAX
+    return (parts if is_whole or len(parts) == 1 else parts[:-1]), is_whole
+
+
+def _begin(value: Any) -> Any:
+    """Of a text twice what is kept, so that no half of a secret is."""
+    return value[: 2 * limits.RAW_MAX] if isinstance(value, str) else value
+
+
+def _cut(raw: str, *, is_whole: bool = True) -> str:
+    return raw if is_whole and len(raw) <= limits.RAW_MAX else f"{raw[: limits.RAW_MAX - 1]}…"

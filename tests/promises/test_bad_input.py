@@ -25,6 +25,7 @@ from schemas.redis import done, publishing
 
 KEY = ClickKey(1, b"\xab" * 32)
 FORM = "application/x-www-form-urlencoded"
+HUGE = b"a=" + b"x" * limits.FORM_BYTES_MAX
 
 
 def a_click(key: ClickKey = KEY, click_class: int = ClickClass.NORMAL, offer_id: int = 1) -> str:
@@ -41,8 +42,8 @@ def postback(**params: str) -> bytes:
     return request(f"/postback?{query}")
 
 
-def form(body: bytes, content_type: str = FORM) -> bytes:
-    return request(f"/postback?token={TOKEN}", "POST", {"Content-Type": content_type}, body)
+def form(body: bytes, content_type: str = FORM, **headers: str) -> bytes:
+    return request(f"/postback?token={TOKEN}", "POST", {"Content-Type": content_type} | headers, body)
 
 
 def posted(body: Any, token: str | None = TOKEN, **headers: str) -> bytes:
@@ -134,7 +135,8 @@ REFUSED_CONVERSIONS = {
     "a body in parts": (form(b"--x--", "multipart/form-data; boundary=x"), "unsupported_media_type"),
     "a form of raw bytes": (form(b"click_id=\xff"), "bad_parameters"),
     "a form of bad UTF-8": (form(b"click_id=%ff"), "bad_parameters"),
-    "a huge form": (form(b"a=" + b"x" * limits.BODY_BYTES_MAX), "too_large"),
+    "a huge form": (form(HUGE), "too_large"),
+    "a huge form, packed": (form(gzip.compress(HUGE), **{"Content-Encoding": "gzip"}), "too_large"),
     "json: a wrong method": (request("/v1/conversions"), "method_not_allowed"),
     "json: no token": (posted({"click_id": CLICK}, token=None), "missing_token"),
     "json: a wrong token": (posted({"click_id": CLICK}, token="wrong"), "wrong_token"),

@@ -21,7 +21,7 @@ async def form(request: web.Request) -> str:
         return query
     if request.content_type != "application/x-www-form-urlencoded":
         raise Refused("unsupported_media_type", "a postback's body is a form (application/x-www-form-urlencoded)")
-    body = await whole(request, limits.BODY_BYTES_MAX)
+    body = await whole(request, limits.FORM_BYTES_MAX)
     try:
         return "&".join(part for part in (query, body.decode("ascii")) if part)
     except UnicodeDecodeError:
@@ -30,17 +30,21 @@ async def form(request: web.Request) -> str:
 
 async def whole(request: web.Request, bytes_max: int) -> bytes:
     """The body, if it is not too large and comes in time."""
+    too_large = Refused("too_large", f"a body has at most {bytes_max} bytes here")
     if (request.content_length or 0) > bytes_max:
-        raise Refused("too_large", f"a body has at most {bytes_max} bytes here")
+        raise too_large
     try:
         async with asyncio.timeout(limits.SLOW_BODY_S):
-            return await request.read()
+            body = await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise Refused("too_large", f"a body has at most {bytes_max} bytes here") from None
+        raise too_large from None
     except TimeoutError:
         raise Refused("too_slow", "the body took too long") from None
     except web.RequestPayloadError:
         raise Refused("bad_parameters", "the body is not what its headers say") from None
+    if len(body) > bytes_max:  # in chunks or packed it did not say so
+        raise too_large
+    return body
 
 
 def bearer(request: web.Request) -> str:

@@ -238,6 +238,24 @@ def test_what_is_kept_reads_as_what_was_sent() -> None:
     assert read == Posted(click_id="c", order_id="é", amount="1")
 
 
+@pytest.mark.parametrize("of", ["%=%&", "&", "%0=&", "a&b=1&", "a=%25", "token"])
+def test_what_is_cut_off_is_not_looked_through(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(reading, "_decoded", lambda text: looked.append(len(text)) or text)
+    assert without_secrets(of * 100_000, (TOKEN,)).endswith("…")
+    item = {f"{n}%": of * 10 for n in range(10_000)}
+    assert without_secrets_json({"adv1": of * 100_000} | item, (TOKEN,)).endswith("…")
+    assert len(looked) < 1_000
+    assert sum(looked) < 100 * limits.RAW_MAX
+
+
+def test_no_half_of_a_secret_is_kept_where_it_is_cut() -> None:
+    for at in range(limits.RAW_MAX - 60, limits.RAW_MAX + 20):
+        assert TOKEN[:6] not in without_secrets(f"a={'x' * at}&b={TOKEN}&c=1", (TOKEN,))
+        assert TOKEN[:6] not in without_secrets(f"a=%41{'x' * at}{TOKEN}{'y' * limits.RAW_MAX * 2}", (TOKEN,))
+        assert TOKEN[:6] not in without_secrets_json({"adv1": f"%41{'x' * at}{TOKEN}", "adv2": "y"}, (TOKEN,))
+
+
 def test_a_long_intake_is_cut_and_says_so() -> None:
     whole = "a=" + "x" * (limits.RAW_MAX - 2)
     assert without_secrets(whole) == whole
