@@ -15,7 +15,6 @@ import msgspec
 from schemas import limits, money
 from schemas.click_id import ClickId
 from schemas.conversions import names
-from schemas.conversions.dialects import OWN
 from schemas.conversions.posted import Posted
 from schemas.errors import Refused
 from schemas.events import NO_CLICK, Conversion
@@ -47,8 +46,9 @@ def judge(
 ) -> Conversion:
     """The event of a valid conversion; raises Refused with the reason for an invalid one.
 
-    `click` is what `read_click` said of `posted.click_id`, `offer` that of the click, `now_ms` the receipt. A
-    conversion on a test's click is judged like any other: that it is none is the door's business.
+    `click` is what `read_click` said of `posted.click_id`, `offer` that of the click, `now_ms` the receipt,
+    `advertiser.dialect` what was spoken. A conversion on a test's click is judged like any other: that it is none is
+    the door's business.
     """
     if door == "pixel":
         posted = _of_a_page(posted)
@@ -82,7 +82,7 @@ def judge(
         currency=currency,
         reason=_held(door, ambiguous, amounts, currency, offer),
         door=door,
-        dialect=OWN if door == "json" else advertiser.dialect,
+        dialect=advertiser.dialect,
         raw=raw,
         status=posted.status,
         original_status=_kept(posted.original_status, limits.STATUS_MAX),

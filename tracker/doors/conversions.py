@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import msgspec
 import orjson
 from aiohttp import web
 
 from schemas import limits
+from schemas.conversions.dialects import OWN
 from schemas.conversions.reading import posted_json, without_secrets_json
 from schemas.errors import Refused
 from schemas.links import Advertiser
@@ -28,7 +30,7 @@ async def conversions(request: web.Request, edge: Edge) -> web.Response:
     senders.check_signature(advertiser, body, requests.signature(request))
     items, are_many = _items(body)
     edge.rates.take(advertiser, senders.SERVERS, len(items), edge.clock.now_ms())
-    sender = Sender(advertiser, "json")
+    sender = Sender(msgspec.structs.replace(advertiser, dialect=OWN), "json")
     if are_many:
         return _answer_all(await intakes.take_many(edge, sender, items, partial(_sent, edge, token)))
     return answers.answer(await intakes.take(edge, sender, _sent(edge, token, items[0])), {})

@@ -79,12 +79,6 @@ def test_what_is_not_said_is_the_offers_or_the_default() -> None:
     assert (found.event_at_ms, found.reason, found.former_id) == (NOW, "", None)
 
 
-def test_json_is_in_our_words_whatever_the_advertiser_speaks() -> None:
-    speaks = msgspec.structs.replace(ADVERTISER, dialect="tune")
-    assert judge(advertiser=speaks, door="json").dialect == "clickdam"
-    assert judge(advertiser=speaks).dialect == "tune"
-
-
 LONG = "x" * 256
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"amount": "x"}, "bad_amount", "amount"),

@@ -115,6 +115,13 @@ async def test_a_test_among_others_is_told_how_it_was_read(running: RunningEdge)
     assert [type(event) for event in running.wrote()] == [Conversion, Intake]
 
 
+async def test_json_is_in_our_words_whatever_the_advertiser_speaks(running: RunningEdge, publisher: Filled) -> None:
+    await publisher.write(edges.advertiser(dialect="everflow"))
+    _, receipts = await post_many(running, [GOOD, BAD, GOOD | {"click_id": a_click(click_class=ClickClass.TEST)}])
+    assert receipts[2]["dialect"] == "clickdam"
+    assert [getattr(event, "dialect", None) for event in running.wrote()] == ["clickdam"] * 3
+
+
 async def test_a_body_that_is_none_is_kept_as_rejected_and_a_secret_in_it_is_not(running: RunningEdge) -> None:
     for body in ({"conversions": []}, [], {"token": TOKEN, "order_id": "1"}):
         assert (await post(running, body)).status == 400
