@@ -180,7 +180,7 @@ def _status(text: str, params: Mapping[str, str], dialect: Dialect, status_map: 
 
 def _listed(word: str, params: Mapping[str, str], dialect: Dialect) -> str | None:
     for name, ours in dialect.status_lists.items():
-        if word in (part.strip() for part in params.get(name, "").lower().split(",")):
+        if word and word in (part.strip() for part in params.get(name, "").lower().split(",")):
             return ours
     return None
 

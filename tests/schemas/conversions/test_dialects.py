@@ -258,6 +258,7 @@ def test_a_status_is_the_advertisers_then_the_postbacks_then_the_dialects(
         ("affise", "status=4", {}, "unknown_status"),
         ("tune", "status=1", {}, "unknown_status"),
         ("keitaro", "status=%2C&sale_status=a,,b", {}, "unknown_status"),
+        ("keitaro", "status=%20", {}, "unknown_status"),
         ("keitaro", "status=ping&ignore_status=ping,test", {}, "ignored_status"),
         ("keitaro", "status=sale&ignore_status=sale", {}, "ignored_status"),
         ("clickdam", "status=ping", {"ping": "ignored"}, "ignored_status"),
