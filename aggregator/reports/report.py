@@ -22,6 +22,7 @@ WITH clicked AS (
         SELECT {group} AS "group", currency::text COLLATE "C" AS currency, sum(conversions) AS conversions,
                sum(sale_amount_minor) AS sale_amount, sum(payout_minor) AS payout
         FROM conversion_rollup WHERE quarter >= $1 AND quarter < $2 {scope} GROUP BY 1, 2
+        HAVING (sum(conversions), sum(sale_amount_minor), sum(payout_minor)) <> (0, 0, 0)
     ) AS sold
 ), line AS (
     SELECT "group", coalesce(currency, $3) COLLATE "C" AS currency,

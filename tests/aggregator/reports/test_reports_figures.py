@@ -113,6 +113,16 @@ async def test_clicks_stand_on_one_row_of_a_group_that_was_paid_in_two_currencie
     ]
 
 
+async def test_what_is_not_approved_makes_no_row(db: Connection) -> None:
+    """Conversions that are pending, or were reversed, are in the rollups, too, with nothing that is paid."""
+    at = utc("2026-11-27T10:15")
+    await add_clicks(db, at, 1, 5)
+    await add_sales(db, at, 1, "CHF", (0, 0, 0))
+    await add_sales(db, at, 2, "EUR", (0, 0, 0))
+    rows = (await ask(db, group_by="link"))["data"]
+    assert [tuple(row.values()) for row in rows] == [(1, 5, 0, 0, 0, 0, "EUR")]
+
+
 async def test_only_asked_metrics_are_answered(db: Connection) -> None:
     await add_clicks(db, utc("2026-11-27T10:15"), 1, 5)
     assert (await ask(db, metrics="clicks,payout"))["data"] == [
