@@ -18,7 +18,7 @@ from schemas.click_id import ClickId, ClickKeys, uuid_ms
 from schemas.conversions.dialects import DIALECTS, OWN
 from schemas.conversions.judging import judge
 from schemas.conversions.posted import Posted
-from schemas.conversions.reading import posted_form, posted_json, read_click, read_form
+from schemas.conversions.reading import MASK, posted_form, posted_json, read_click, read_form
 from schemas.errors import Refused
 from schemas.events import Conversion
 from schemas.links import Advertiser, Offer
@@ -147,9 +147,16 @@ def _read_in(dialect: str, kept: Kept, advertiser: Advertiser, keys: ClickKeys |
 
 
 def _posted(kept: Kept, sender: Advertiser) -> Posted:
-    """Raises Refused, also for what was too long to be kept whole."""
+    """Raises Refused, also for what was not kept as it was sent: without its order id it would be another order."""
     if kept.raw.endswith(_CUT):
         raise Refused("bad_parameters", "this was too long to be kept whole")
+    posted = _said(kept, sender)
+    if MASK in msgspec.structs.astuple(posted):
+        raise Refused("bad_parameters", "some of this looked like a secret and was not kept")
+    return posted
+
+
+def _said(kept: Kept, sender: Advertiser) -> Posted:
     if kept.door == "pixel":
         return posted_form(read_form(kept.raw), DIALECTS[OWN], {})
     if kept.door == "postback":

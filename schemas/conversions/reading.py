@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -189,6 +189,7 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
+_NAMES = frozenset(chain.from_iterable(dialect.fields for dialect in DIALECTS.values()))
 _SECRET_NAMES = (*token_parameters(), "signature", "authorization", "bearer")
 _ADDRESSES = ("ip", "user_ip", "ip_address", "client_ip", "session_ip", "device_ip")  # the visitor's: nobody keeps them
 _SECRET = frozenset(map(_bare, (*_SECRET_NAMES, *_ADDRESSES)))
@@ -238,7 +239,10 @@ def _hidden(part: str) -> str:
 
 def _masked(part: str, secrets: frozenset[str]) -> str:
     name, _, value = part.partition("=")
-    return MASK if _tells(f"{_decoded(name)}\n{_decoded(value)}", secrets) else part
+    said = _decoded(name)
+    if not _tells(f"{said}\n{_decoded(value)}", secrets):
+        return part
+    return f"{name}={MASK}" if said.lower() in _NAMES else MASK
 
 
 def _masked_json(name: str, value: Any, secrets: frozenset[str]) -> tuple[str, Any]:

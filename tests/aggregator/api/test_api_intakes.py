@@ -233,6 +233,8 @@ async def test_what_no_setting_puts_right_stays_rejected_for_its_reason(
         ({"click_id": click_id(made, ClickClass.TEST), "order_id": "4"}, "click_never_earns"),
         ({"click_id": good, "order_id": "5", "amount": "-1"}, "negative_amount"),
         (f"click_id={good}&order_id={'6' * 4_000}…", "bad_parameters"),
+        (without_secrets(f"click_id={good}&order_id=10.20.30.40"), "bad_parameters"),
+        (f'{{"click_id": "{good}", "order_id": "***"}}', "bad_parameters"),
         ('{"click_id": 5}', "bad_parameters"),
         ('{"click_id"', "bad_parameters"),
     ]
