@@ -241,6 +241,18 @@ async def test_a_month_that_had_nothing_approved_when_it_was_closed_is_looked_at
     assert await settle(db, "2025-11") == []
 
 
+async def test_what_was_changing_while_a_month_was_closed_is_carried_by_the_next_close(
+    db: Connection, database_url: str
+) -> None:
+    """Its time is that at which its transaction began."""
+    other = await connect(database_url, command_timeout_s=10)
+    async with other.transaction():
+        await sell(other, OCTOBER, 4)
+        assert await settle(db, "2025-10") == []
+    await other.close()
+    assert await settle(db, "2025-11") == [(1, "2025-10", 200)]
+
+
 async def test_months_may_be_closed_in_any_order(db: Connection) -> None:
     """Each carries what changed in all that were closed, in later ones too: the next looks no further back."""
     later = await sell(db, NOVEMBER, 3)
