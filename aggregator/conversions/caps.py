@@ -41,8 +41,9 @@ WHERE (cap_use.cap_id, cap_use.begins) = (taken.cap_id, taken.begins)
 # What its period has already when a cap is set; money in other currencies is left out.
 _BEGIN = """
 INSERT INTO cap_use (cap_id, begins, used)
-SELECT $1, $2, coalesce(sum(CASE kind WHEN 'conversions' THEN conversions
-                                      WHEN 'payout' THEN payout_minor ELSE revenue_minor END), 0)
+SELECT $1, $2, least(coalesce(sum(CASE kind WHEN 'conversions' THEN conversions
+                                            WHEN 'payout' THEN payout_minor ELSE revenue_minor END), 0),
+                     9223372036854775807)
 FROM cap LEFT JOIN conversion_rollup AS held
      ON quarter >= $2 AND (cap.offer_id IS NULL OR held.offer_id = cap.offer_id)
     AND (cap.partner_id IS NULL OR held.partner_id = cap.partner_id)

@@ -76,9 +76,9 @@ async def book(db: Database, entries: Sequence[Entry]) -> list[int]:
 async def balance(db: Database, account: str) -> Mapping[str, int]:
     """The sum of an account's lines by currency, in minor units."""
     rows = await db.fetch(
-        "SELECT currency, sum(amount_minor)::bigint AS sum FROM ledger_line WHERE account = $1 GROUP BY 1", account
+        "SELECT currency, sum(amount_minor) AS sum FROM ledger_line WHERE account = $1 GROUP BY 1", account
     )
-    return {row["currency"]: row["sum"] for row in rows}
+    return {row["currency"]: int(row["sum"]) for row in rows}
 
 
 # What has to hold, each as a query of what does not.

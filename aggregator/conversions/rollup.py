@@ -19,7 +19,7 @@ INSERT INTO conversion_rollup AS held
     (quarter, link_id, offer_id, partner_id, currency, shard, {", ".join(_SUMS)})
 SELECT quarter, link_id, offer_id, partner_id, currency, $6, {", ".join(_SUMS)}
 FROM unnest($1::timestamptz[], $2::int[], $3::int[], $4::int[], $5::text[],
-            {", ".join(f"${n}::bigint[]" for n in range(7, 7 + len(_SUMS)))})
+            {", ".join(f"${n}::numeric[]" for n in range(7, 7 + len(_SUMS)))})
     AS new (quarter, link_id, offer_id, partner_id, currency, {", ".join(_SUMS)})
 ON CONFLICT (quarter, link_id, offer_id, partner_id, currency, shard) DO UPDATE
     SET {", ".join(f"{name} = held.{name} + excluded.{name}" for name in _SUMS)}

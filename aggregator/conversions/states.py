@@ -21,6 +21,7 @@ from aggregator.conversions.rates import Rates, day_of
 from aggregator.conversions.terms import Offer, price
 from schemas.click_id import uuid_ms
 from schemas.events import Conversion
+from schemas.limits import AMOUNT_MINOR_MAX
 from schemas.money import EXPONENT
 from schemas.outcomes import Held, NoChange, Result, Status
 
@@ -177,7 +178,7 @@ def stated(state: State, status: Status, known: Known) -> State:
 def refunded(state: State, refund_minor: int | None, remaining_minor: int | None) -> State:
     """With an amount given back, and at most what is said to remain; before anything follows from it."""
     said = [minor for minor in (state.remaining_minor, remaining_minor) if minor is not None]
-    refunds_minor = state.refunds_minor + (refund_minor or 0)
+    refunds_minor = min(state.refunds_minor + (refund_minor or 0), 2 * AMOUNT_MINOR_MAX)  # more than any gross amount
     return replace(state, refunds_minor=refunds_minor, remaining_minor=min(said, default=None))
 
 
@@ -206,7 +207,7 @@ def owned(state: State, owner: Owner, known: Known) -> State:
 
 def settled(state: State, known: Known, since: State | None = None) -> State:
     """With the status and the money that follow from the facts. What was approved is not looked at again for what its
-    offer allows by now, unless its amount has changed `since`."""
+    offer allows by now, unless its amount has changed `since`; then a person who lifted it has not seen that one."""
     offer = known.offer(state.offer_id)
     net_minor = _net(state)
     paid = price(
@@ -221,8 +222,18 @@ def settled(state: State, known: Known, since: State | None = None) -> State:
     )  # fmt: skip
     stands = state.status in (Status.APPROVED, Status.REVERSED) and state.payout_minor is not None
     stands = stands and (since is None or since.gross_minor == state.gross_minor)
-    status, reason = _status(state, "" if stands else paid.reason or _above_bound(state, offer, known))
+    unclear = "" if stands else paid.reason or _above_bound(state, offer, known)
+    if since is not None and (state.doubt or unclear) and _raises(since, state):
+        state = replace(state, said=state.said - {LIFTED})
+    status, reason = _status(state, unclear)
     return replace(state, status=status, reason=reason)
+
+
+def _raises(before: State, after: State) -> bool:
+    """Is it of more than it was, by what its sender says?"""
+    was = before.gross_minor, before.payout_override_minor, before.revenue_stated_minor
+    now = after.gross_minor, after.payout_override_minor, after.revenue_stated_minor
+    return any((more or 0) > (less or 0) for less, more in zip(was, now, strict=True))
 
 
 def _above_bound(state: State, offer: Offer | None, known: Known) -> str:
@@ -317,11 +328,12 @@ def _added(state: State, event: Conversion, *, as_base: bool = False) -> State:
     )  # fmt: skip
     if as_base:
         return replace(added, base_minor=event.amount_minor, base_intake_id=event.intake_id)
-    return replace(added, increments_minor=state.increments_minor + (event.amount_minor or 0))
+    return replace(added, increments_minor=_sum(state.increments_minor, event.amount_minor) or 0)
 
 
 def _sum(one: int | None, other: int | None) -> int | None:
-    return one if other is None else (one or 0) + other
+    """At most what any order is worth, in whatever order they come: more would fit no column."""
+    return one if other is None else min((one or 0) + other, AMOUNT_MINOR_MAX)
 
 
 def _policy(state: State, known: Known) -> str:

@@ -109,16 +109,16 @@ WITH part AS (
     SELECT quarter, link_id, offer_id, partner_id, revenue_currency, 0, 0, 0, 0, 0, 0, 0, 0, sum(revenue_minor)
     FROM part WHERE status = 'approved' AND revenue_minor <> 0 GROUP BY 1, 2, 3, 4, 5
 ), wanted AS (
-    SELECT quarter, link_id, offer_id, partner_id, currency, sum(orders)::bigint, sum(pending)::bigint,
-           sum(rejected)::bigint, sum(reversed)::bigint, coalesce(sum(payout), 0)::bigint,
-           coalesce(sum(payout_pending), 0)::bigint, coalesce(sum(payout_reversed), 0)::bigint,
-           coalesce(sum(sale), 0)::bigint, coalesce(sum(revenue), 0)::bigint
+    SELECT quarter, link_id, offer_id, partner_id, currency, sum(orders)::numeric, sum(pending)::numeric,
+           sum(rejected)::numeric, sum(reversed)::numeric, coalesce(sum(payout), 0)::numeric,
+           coalesce(sum(payout_pending), 0)::numeric, coalesce(sum(payout_reversed), 0)::numeric,
+           coalesce(sum(sale), 0)::numeric, coalesce(sum(revenue), 0)::numeric
     FROM raw GROUP BY 1, 2, 3, 4, 5
 ), rolled AS (
-    SELECT quarter, link_id, offer_id, partner_id, currency, sum(conversions)::bigint, sum(pending)::bigint,
-           sum(rejected)::bigint, sum(reversed)::bigint, sum(payout_minor)::bigint,
-           sum(payout_pending_minor)::bigint, sum(payout_reversed_minor)::bigint, sum(sale_amount_minor)::bigint,
-           sum(revenue_minor)::bigint
+    SELECT quarter, link_id, offer_id, partner_id, currency, sum(conversions)::numeric, sum(pending)::numeric,
+           sum(rejected)::numeric, sum(reversed)::numeric, sum(payout_minor)::numeric,
+           sum(payout_pending_minor)::numeric, sum(payout_reversed_minor)::numeric, sum(sale_amount_minor)::numeric,
+           sum(revenue_minor)::numeric
     FROM conversion_rollup GROUP BY 1, 2, 3, 4, 5
     HAVING greatest(abs(sum(conversions)), abs(sum(pending)), abs(sum(rejected)), abs(sum(reversed)),
                     abs(sum(payout_minor)), abs(sum(payout_pending_minor)), abs(sum(payout_reversed_minor)),

@@ -255,14 +255,17 @@ CREATE TABLE closed_period (
     closed_at  timestamptz NOT NULL DEFAULT now()
 );
 
--- Conversions by state, at their event's time; money in each currency's own row.
+-- Conversions by state, at their event's time; money in each currency's own row. Sums have no bound: ten thousand absurd
+-- orders would overflow a bigint, and then keep all that are settled with them from it.
 ALTER TABLE conversion_rollup
     ADD COLUMN pending                bigint NOT NULL DEFAULT 0,
     ADD COLUMN rejected               bigint NOT NULL DEFAULT 0,
     ADD COLUMN reversed               bigint NOT NULL DEFAULT 0,
-    ADD COLUMN revenue_minor          bigint NOT NULL DEFAULT 0,
-    ADD COLUMN payout_pending_minor   bigint NOT NULL DEFAULT 0,
-    ADD COLUMN payout_reversed_minor  bigint NOT NULL DEFAULT 0;
+    ALTER COLUMN sale_amount_minor    TYPE numeric,
+    ALTER COLUMN payout_minor         TYPE numeric,
+    ADD COLUMN revenue_minor          numeric NOT NULL DEFAULT 0,
+    ADD COLUMN payout_pending_minor   numeric NOT NULL DEFAULT 0,
+    ADD COLUMN payout_reversed_minor  numeric NOT NULL DEFAULT 0;
 INSERT INTO conversion_rollup (quarter, link_id, offer_id, partner_id, currency, shard, conversions,
     sale_amount_minor, payout_minor, pending, rejected, payout_pending_minor)
 SELECT date_bin('15 minutes', event_at, 'epoch'), link_id, offer_id, partner_id, currency, -1, 0, 0, 0,

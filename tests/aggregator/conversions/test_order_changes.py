@@ -289,3 +289,33 @@ async def test_changes_cost_the_same_statements_whatever_their_number(db: Connec
         counts.append(await db.fetchval(STATEMENTS) - before)
     print(f"statements of a batch that changes 2 and 100 orders: {counts}")
     assert counts[2] == counts[3]
+
+
+async def test_what_a_person_has_approved_is_not_raised_beyond_its_bound_without_another(order: Orders) -> None:
+    """An advertiser may approve what waits for it; its next post must not take the operator's bound away."""
+    await order.db.execute("UPDATE offer SET default_status = 'pending', amount_max_minor = 2000")
+    await order.say(1000)
+    for actor in ("advertiser:1", "admin:1"):
+        assert (await change.approve(order.db, [order.id], actor, None))[0].refused is None
+        assert (await order.stands())[0] == "approved"
+        assert await order.say(500, event_id=f"little {actor}") == ("changed", None)
+        if actor == "advertiser:1":
+            assert await order.stands() == ("approved", None, 1500, 150)
+            assert await order.say(1_000_000, event_id="much") == ("changed", None)
+        assert (await order.stands())[:2] == ("pending", "above_bound")
+
+
+async def test_amounts_beyond_all_measure_stop_nobody(order: Orders) -> None:
+    """Each may be sent; were there so many that a column overflowed, whatever is worked on beside them would wait."""
+    most = 10**15
+    await order.say(1000)
+    for n in range(3):
+        assert await order.say(most, event_id=f"i{n}", payout_minor=most, revenue_minor=most)
+    assert (await order.stands())[:3] == ("approved", None, most + 1000)
+    for n in range(3):
+        await order.say(refund_minor=most, event_id=f"r{n}")
+    assert await order.stands() == ("reversed", None, 0, 0)
+    assert await order.db.fetchval("SELECT refunds_minor FROM conversion") == 2 * most
+    await order.db.execute("UPDATE conversion_rollup SET sale_amount_minor = sale_amount_minor + 9223372036854775807")
+    await settle(order.db, [conversion(conversion_id=uuid7(), amount_minor=most)], shard=0)
+    await order.db.execute("UPDATE conversion_rollup SET sale_amount_minor = sale_amount_minor - 9223372036854775807")
