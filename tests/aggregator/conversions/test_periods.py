@@ -392,6 +392,22 @@ async def test_a_range_that_overlaps_an_earlier_one_in_part_is_refused(db: Conne
     assert await owed(db) == 130
 
 
+async def test_two_that_re_rate_ranges_with_a_sale_in_common_come_one_after_the_other(
+    db: Connection, database_url: str
+) -> None:
+    await sell(db, OCTOBER, 1, offer_id=2)
+    await change_terms(db, 130)
+    other = await connect(database_url, command_timeout_s=10)
+    async with db.transaction():
+        await rerate(db, 2, OCTOBER, NOVEMBER, "admin:1", "agreed in May", dry_run=False)
+        second = asyncio.create_task(rated(other, OCTOBER, NOVEMBER - timedelta(days=1)))
+        await asyncio.sleep(0.3)  # in which it would have booked as well
+    with pytest.raises(Refused, match="re-rated before"):
+        await second
+    await other.close()
+    assert await owed(db) == 130
+
+
 async def test_terms_in_another_currency_give_back_one_and_pay_the_other(db: Connection) -> None:
     await sell(db, OCTOBER, 2, offer_id=2)
     await db.execute("INSERT INTO rate VALUES ('EUR', 'USD', '2025-10-01', 1.1)")
