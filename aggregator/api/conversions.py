@@ -184,9 +184,9 @@ def check_decides(caller: Caller, row: Row, status: str | None) -> None:
         raise Refused("forbidden", f"this is held for {row['reason']}: the operator decides", "status")
 
 
-async def find(db: Database, conversion_id: UUID, caller: Caller) -> Row | None:
+async def find(db: Database, conversion_id: UUID, caller: Caller, *, locked: bool = False) -> Row | None:
     """The conversion, if it is here and the caller's."""
-    row = await db.fetchrow(_CONVERSION, conversion_id)
+    row = await db.fetchrow(f"{_CONVERSION} FOR UPDATE" if locked else _CONVERSION, conversion_id)
     owner = _OWNER[caller.role]
     return row if row is not None and (owner is None or row[owner] == getattr(caller, owner)) else None
 
@@ -212,10 +212,10 @@ def not_here() -> Refused:
 async def _by_hand(
     api: Api, request: web.Request, action: str, status: str | None, decide: Decide, reason: str | None
 ) -> web.Response:
-    """Decide something about a conversion. Its row is not locked before: who decides locks in an order of its own."""
+    """Decide something about a conversion, which stays locked: it is decided what was looked at, and by who may."""
     conversion_id, caller = path_uuid(request), request[CALLER]
     async with changing(api, request) as change:
-        before = await find(change.db, conversion_id, caller)
+        before = await find(change.db, conversion_id, caller, locked=True)
         if before is None:
             raise not_here()
         conversion_id = before["conversion_id"]
@@ -226,8 +226,6 @@ async def _by_hand(
             raise changed.refused
         after = await find(change.db, conversion_id, caller)
         assert after is not None
-        if "If-Match" in request.headers and after["version"] > before["version"] + 1:
-            raise Refused("precondition_failed", "this has changed meanwhile", "If-Match")
         if after["version"] != before["version"]:
             states = [rows.shown(row, _AUDITED) for row in (before, after)]
             await change.record(action, f"conversion:{conversion_id}", before=states[0], after=states[1], reason=reason)

@@ -23,6 +23,7 @@ from aggregator.api.imports import Kind
 from aggregator.api.references import ExternalId
 from aggregator.conversions import change as by_hand
 from aggregator.conversions.change import Changed
+from aggregator.conversions.states import NO_CURRENCY
 from aggregator.db.connect import Database, Pooled, Row
 from schemas import limits, money
 from schemas.conversions.dialects import DIALECTS, IGNORED, OWN
@@ -33,13 +34,15 @@ SELECT id, external_id, decimal_separator, status_map, dialect FROM advertiser
 WHERE id = ANY ($1::int[]) OR external_id = ANY ($2::text[])
       OR id IN (SELECT advertiser_id FROM conversion WHERE conversion_id = ANY ($3::uuid[]))
 """
-_BY_ID = "SELECT * FROM conversion WHERE conversion_id = ANY ($1::uuid[])"
 _BY_ORDER = """
-SELECT conversion.* FROM unnest($1::int[], $2::text[]) AS named (advertiser_id, order_id)
+SELECT conversion_id FROM unnest($1::int[], $2::text[]) AS named (advertiser_id, order_id)
 JOIN conversion USING (advertiser_id, order_id)
 """
-# In the order in which everybody locks them, before the first is changed.
-_LOCK = "SELECT FROM conversion WHERE conversion_id = ANY ($1::uuid[]) ORDER BY conversion_id FOR UPDATE"
+# In the order in which everybody locks them, before the first is judged.
+_LOCK = """
+SELECT * FROM conversion WHERE conversion_id = ANY ($1::uuid[]) AND advertiser_id = coalesce($2, advertiser_id)
+ORDER BY conversion_id FOR UPDATE
+"""
 _AUDIT = """
 INSERT INTO audit (actor, action, subject, reason, after)
 SELECT $1, 'import_verdict', 'conversion:' || (said ->> 'conversion_id'), $2, said
@@ -47,7 +50,7 @@ FROM jsonb_array_elements($3::jsonb) AS said
 """
 _TAKEN_BACK = {"rejected", "reversed"}  # to an advertiser the same
 AmountMinor = Annotated[int, msgspec.Meta(ge=0, le=limits.AMOUNT_MINOR_MAX)]
-Text = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.ORDER_ID_MAX)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.ORDER_ID_MAX, pattern=conversions.PLAIN)]
 
 
 class VerdictRow(msgspec.Struct, forbid_unknown_fields=True):
@@ -119,11 +122,12 @@ async def carry_out(db: Pooled, verdicts: Sequence[Verdict], caller: Caller, sou
     """Make conversions what a sheet says, or find that they are; belongs into a transaction. Where an amount changes
     it is done row by row, the rest in bulk."""
     outcome = Outcome()
-    known = await _read_known(db, [verdict.said for verdict in verdicts], caller)
-    acts = [act for verdict in verdicts if (act := _judged(outcome, verdict, known, caller))]
-    wanted = [act for act in acts if act.status is not None or act.remaining_minor is not None]
+    known = await _lock_known(db, [verdict.said for verdict in verdicts], caller)
+    acts: dict[UUID, _Act] = {}
+    for verdict in verdicts:
+        _judge(acts, outcome, verdict, known, caller)
+    wanted = [act for act in acts.values() if act.status is not None or act.remaining_minor is not None]
     outcome.unchanged = len(acts) - len(wanted)
-    await db.fetch(_LOCK, [act.conversion["conversion_id"] for act in wanted])
     done = [act for act in wanted if act.remaining_minor is not None and await _changed(db, act, caller, outcome)]
     done += await _decided(db, [act for act in wanted if act.remaining_minor is None], caller, outcome)
     outcome.updated = len(done)
@@ -146,23 +150,26 @@ def _check(said: VerdictRow) -> None:
         raise Refused("bad_value", "amount and amount_minor exclude each other", "amount")
 
 
-async def _read_known(db: Database, said: Sequence[VerdictRow], caller: Caller) -> _Known:
+async def _lock_known(db: Database, said: Sequence[VerdictRow], caller: Caller) -> _Known:
+    """What rows name; the conversions, of the caller's alone, stay as they are to the transaction's end."""
     own = [] if caller.advertiser_id is None else [caller.advertiser_id]
     ids = [*own, *(one.advertiser_id for one in said if one.advertiser_id)]
     conversion_ids = [UUID(one.conversion_id) for one in said if one.conversion_id]
     names = [one.advertiser_external_id for one in said if one.advertiser_external_id]
     found = await db.fetch(_ADVERTISERS, ids, names, conversion_ids)
     advertisers = {row["id"]: row for row in found} | {row["external_id"]: row for row in found}
-    by_id = await db.fetch(_BY_ID, conversion_ids)
     orders = {
         (advertiser["id"], one.order_id)
         for one in said
         if one.order_id and (advertiser := advertisers.get(_sender(one, caller)))
     }
+    ordered = await db.fetch(_BY_ORDER, [one[0] for one in orders], [one[1] for one in orders])
+    conversion_ids += [row["conversion_id"] for row in ordered]
+    locked = await db.fetch(_LOCK, conversion_ids, caller.advertiser_id)
     by_order: dict[tuple[int, str], list[Row]] = defaultdict(list)
-    for row in await db.fetch(_BY_ORDER, [one[0] for one in orders], [one[1] for one in orders]):
+    for row in locked:
         by_order[row["advertiser_id"], row["order_id"]].append(row)
-    return _Known(advertisers, {row["conversion_id"]: row for row in by_id}, by_order)
+    return _Known(advertisers, {row["conversion_id"]: row for row in locked}, by_order)
 
 
 def _sender(said: VerdictRow, caller: Caller) -> int | str | None:
@@ -170,12 +177,16 @@ def _sender(said: VerdictRow, caller: Caller) -> int | str | None:
     return said.advertiser_external_id or said.advertiser_id or caller.advertiser_id
 
 
-def _judged(outcome: Outcome, verdict: Verdict, known: _Known, caller: Caller) -> _Act | None:
+def _judge(acts: dict[UUID, _Act], outcome: Outcome, verdict: Verdict, known: _Known, caller: Caller) -> None:
+    """What a row comes to; each conversion's first one holds, by whatever name."""
     try:
-        return _act(verdict, known, caller)
+        act = _act(verdict, known, caller)
+        earlier = acts.setdefault(act.conversion["conversion_id"], act)
+        if earlier is not act:
+            field = "order_id" if verdict.said.conversion_id is None else "conversion_id"
+            raise Refused("conflict", f"row {earlier.verdict.row} is of this conversion already", field)
     except Refused as refusal:
         outcome.errors.append((verdict.row, refusal))
-        return None
 
 
 def _act(verdict: Verdict, known: _Known, caller: Caller) -> _Act:
@@ -248,6 +259,8 @@ def _remaining(said: VerdictRow, row: Row, known: _Known) -> int | None:
 
 def _minor(text: str, row: Row, known: _Known) -> int:
     separator = known.advertisers[row["advertiser_id"]]["decimal_separator"]
+    if row["sale_currency"] == NO_CURRENCY:
+        raise Refused("conflict", "its currency is not known yet: say amount_minor", "amount")
     try:
         minor = money.major_to_minor(text, row["sale_currency"], separator)
     except money.AmbiguousAmount:

@@ -298,3 +298,27 @@ async def test_people_who_decide_at_once_about_the_same_orders_book_each_once(
     assert await booked(db, made) == (6 * 400, 6 * 640)
     approvals = "SELECT count(*) FROM conversion_change WHERE to_status = 'approved' AND from_status = 'pending'"
     assert await db.fetchval(approvals) == 6
+
+
+@pytest.mark.parametrize("way", ["call", "sheet"])
+async def test_an_advertiser_approves_what_it_may_as_it_is_then(
+    callers: Callers, made: Made, db: Connection, way: str
+) -> None:
+    """What its own next post has put in doubt meanwhile is the operator's to decide."""
+    conversion_id = await sold(db, made)
+    sheet = {"data": f'{{"conversion_id": "{conversion_id}", "status": "approved"}}'}
+    said = {
+        "call": ("PATCH", path(conversion_id), {"json": {"status": "approved"}}),
+        "sheet": ("POST", "/v1/conversions/import", sheet | {"headers": {"Content-Type": "application/x-ndjson"}}),
+    }
+    method, url, request = said[way]
+    async with db.transaction():
+        await db.execute("UPDATE conversion SET doubt = 'above_bound', reason = 'above_bound'")
+        decision = asyncio.create_task(callers.advertiser(method, url, **request))
+        async with asyncio.timeout(10):
+            while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.02)
+    status, told = await decision
+    refusal = told["error"] if way == "call" else told["errors"][0]
+    assert refusal["code"] == "forbidden", told
+    assert await db.fetchval("SELECT status FROM conversion") == "pending"

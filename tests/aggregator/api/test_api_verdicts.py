@@ -83,6 +83,8 @@ async def test_each_row_that_cannot_be_says_why_and_stops_no_other(
     await sold(db, made, "A-4")
     lead = await sold(db, made, "A-4", event="lead", conversion_id=conversion_id.__class__(int=conversion_id.int ^ 1))
     await sold(db, made, "A-5")
+    await sold(db, made, "A-10")
+    await db.execute("UPDATE conversion SET sale_currency = 'XXX' WHERE order_id = 'A-10'")
     rows: list[tuple[dict[str, Any], str | None, str]] = [
         ({"order_id": "A-1", "status": "approved"}, None, ""),
         ({"order_id": "A-1", "status": "approved"}, "order_id", "conflict"),  # named twice
@@ -102,7 +104,10 @@ async def test_each_row_that_cannot_be_says_why_and_stops_no_other(
         ({"order_id": "A-7", "advertiser_id": made.advertiser_id + 1, "status": "x"}, "advertiser_id", "bad_value"),
         ({"order_id": "A-8", "amount": "1,00", "amount_minor": 1}, "amount", "bad_value"),
         ({"order_id": "A-9", "amount_minor": -1}, "amount_minor", "bad_value"),
-        ({"order_id": "A-9\n", "state": "x"}, "state", "unknown_field"),
+        ({"order_id": "A-9", "state": "x"}, "state", "unknown_field"),
+        ({"order_id": "A-9\0", "status": "approved"}, "order_id", "bad_value"),
+        ({"conversion_id": str(conversion_id), "status": "rejected"}, "conversion_id", "conflict"),  # A-1 once more
+        ({"order_id": "A-10", "amount": "1"}, "amount", "conflict"),  # of which currency is not known yet
     ]
     sheet = "\n".join(json.dumps(row) for row, _, _ in rows)
     found = await send(advertiser, sheet, **JSONL)
