@@ -395,3 +395,18 @@ async def test_the_task_of_an_aggregator_goes_on_by_itself(db: Connection, datab
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_what_cannot_be_approved_by_itself_keeps_nobody_else_waiting(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its offer allows less by now than when it came."""
+    monkeypatch.setattr(limits, "BEHIND_BATCH", 3)
+    await db.execute("UPDATE offer SET default_status = 'pending', auto_approve_days = 1")
+    large, small = [sale() for _ in range(4)], sale(amount_minor=300)
+    await settled(db, *large, small)
+    await db.execute("UPDATE offer SET amount_max_minor = 500")
+    async with asyncio.timeout(30):
+        await work(db, now_ms() + DAY_MS + 1000)
+    assert await status(db, small) == ("approved", None)
+    assert {await status(db, one) for one in large} == {("pending", "above_bound")}
