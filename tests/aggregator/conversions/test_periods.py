@@ -281,6 +281,18 @@ async def test_closing_at_once_books_once(db: Connection, database_url: str) -> 
     assert await owed(db) == 500 + 300
 
 
+async def test_tiers_go_by_the_time_of_sales_and_then_by_their_ids(db: Connection) -> None:
+    await db.execute("""
+        UPDATE offer_terms SET model = 'cps', amount_minor = NULL, percent = 10,
+            tiers = '[{"from": 3, "percent": "20"}]' WHERE offer_id = 1""")
+    for minute, number, amount_minor in ((1, 1, 7000), (0, 9, 300), (0, 8, 50)):
+        when, sold = OCTOBER + minute * MINUTE, UUID(int=number)
+        await sell(db, when, conversion_id=sold, sale_amount_minor=amount_minor)
+    assert await settle(db, "2025-10") == [(1, "2025-10", 700)]
+    await sell(db, OCTOBER, conversion_id=UUID(int=7), sale_amount_minor=20)
+    assert await settle(db, "2025-10") == [(1, "2025-10", 30)]  # the one with the id 9 is the third now
+
+
 async def test_a_month_that_is_not_over_stays_open(db: Connection) -> None:
     now = await db.fetchval("SELECT now()")
     with pytest.raises(Refused, match="not over yet"):
@@ -378,6 +390,13 @@ async def test_a_range_is_re_rated_by_todays_terms_once(db: Connection) -> None:
     row = await db.fetchrow("SELECT kind, offer_id, actor, reason FROM ledger_entry ORDER BY id DESC LIMIT 1")
     assert tuple(row) == ("adjustment", 2, "admin:1", "agreed in May")
     assert await ledger.check(db) == []
+
+
+async def test_a_range_ends_before_its_end(db: Connection) -> None:
+    await sell(db, OCTOBER, 2, offer_id=2)
+    await change_terms(db, 130)
+    assert [one.conversions for one in await rated(db, OCTOBER, OCTOBER + MINUTE, dry_run=True)] == [1]
+    assert [one.conversions for one in await rated(db, OCTOBER + MINUTE, NOVEMBER)] == [1]
 
 
 async def test_a_range_that_overlaps_an_earlier_one_in_part_is_refused(db: Connection) -> None:

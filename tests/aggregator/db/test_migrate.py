@@ -97,12 +97,14 @@ async def test_what_was_sold_before_there_was_a_ledger_is_in_it_and_goes_on(empt
         await change.refund(db, id_of["share"], "admin:1", "a part", refund_minor=100, event_id="r-1")
         await change.reject(db, [id_of["unclear"]], "admin:1", "no sale")
     await holds(90 + 500 + 90)
-    left = await db.fetch("SELECT order_id, status, reason, held FROM conversion WHERE status <> 'approved' ORDER BY 1")
+    left = await db.fetch(
+        "SELECT order_id, status, reason, held, doubt FROM conversion WHERE status <> 'approved' ORDER BY 1"
+    )
     assert [tuple(row) for row in left] == [
-        ("late", "rejected", "after_window", "after_window"),
-        ("missing", "pending", "amount_missing", ""),  # until there is one
-        ("paid", "reversed", None, ""),
-        ("unclear", "rejected", "said_rejected", ""),
+        ("late", "rejected", "after_window", "after_window", ""),
+        ("missing", "pending", "amount_missing", "", ""),  # until there is one
+        ("paid", "reversed", None, "", ""),
+        ("unclear", "rejected", "said_rejected", "", "ambiguous_amount"),
     ]
     await db.close()
 
