@@ -17,6 +17,7 @@ from aggregator.api import rows
 from aggregator.api.calling import CALLER, Api, Id, given, path_id, read_body
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.writing import changing, respond
+from aggregator.db.connect import Row
 from schemas import limits
 from schemas.errors import Refused
 
@@ -109,12 +110,20 @@ def read_code(text: str) -> str:
     return text.strip().upper()
 
 
+def check_active(coupon: Row) -> None:
+    """Raises Refused for one that was archived: with other dates it would pay again, unseen."""
+    if coupon["status"] == "archived":
+        raise Refused("conflict", "this coupon is archived: bring it back with a PATCH of its status", "status")
+
+
 async def _change(api: Api, request: web.Request, body: CouponChange) -> web.Response:
     coupon_id = path_id(request, "coupon")
     values = read_dates(given(body))
     async with changing(api, request) as change:
         before = await rows.one(change.db, "coupon", coupon_id, locked=True)
-        if values.get("status") == "archived" and before["status"] != "archived":
+        if values.get("status", before["status"]) == "archived":
+            if any(before[name] != value for name, value in values.items() if name != "status"):
+                check_active(before)
             values["ends_at"] = _end(values.get("ends_at", before["ends_at"]))
         before, after = await rows.update(change.db, "coupon", coupon_id, values, request)
         if values.get("status") != "archived":

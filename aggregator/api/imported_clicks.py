@@ -64,7 +64,7 @@ class ClickRow(msgspec.Struct, forbid_unknown_fields=True):
     click_id: ClickId
     clicked_at: Instant
     link_id: Id | None = None
-    link_code: str | None = None
+    link_code: Value | None = None
     link_external_id: ExternalId | None = None
     offer_id: Id | None = None
     offer_external_id: ExternalId | None = None

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 from aggregator.api import named
 from aggregator.api.batches import Outcome
 from aggregator.api.calling import Caller, Id, given, refusal_of
-from aggregator.api.coupons import COLUMNS, Code, read_code
+from aggregator.api.coupons import COLUMNS, Code, check_active, read_code
 from aggregator.api.dates import Instant, check_order, read_dates
 from aggregator.api.imported import PASSED_OVER
 from aggregator.api.imports import Kind
@@ -22,6 +22,8 @@ from aggregator.db.connect import Pooled, Row
 from schemas.errors import Refused
 
 _DATES = ("starts_at", "ends_at")
+# Columns of its export that say nothing more: one that was archived has ended.
+_PASSED_OVER = PASSED_OVER | {"id", "advertiser_id", "status"}
 _AS_GIVEN = """
 jsonb_to_recordset($1::jsonb) AS given (code text, advertiser_id int, offer_id int, partner_id int,
                                         starts_at timestamptz, ends_at timestamptz)
@@ -73,7 +75,7 @@ Key = tuple[int, str]  # an advertiser and its code
 def check_columns(names: tuple[str, ...]) -> None:
     """Raises Refused for a CSV file with a column that nobody would read."""
     for name in names:
-        if name not in {*CouponRow.__struct_fields__, *PASSED_OVER}:
+        if name not in {*CouponRow.__struct_fields__, *_PASSED_OVER}:
             known = ", ".join(CouponRow.__struct_fields__)
             raise Refused("unknown_field", f"there is no column {name[:64]!a}, only {known}", ascii(name[:64])[1:-1])
 
@@ -81,7 +83,7 @@ def check_columns(names: tuple[str, ...]) -> None:
 def read(row: int, fields: dict[str, Any], is_text: bool, _: tuple[str, ...]) -> _Wanted:
     """A row as it should be, checked but for what only the database knows; an empty cell clears a date and else says
     nothing. Raises Refused."""
-    said = {name: value for name, value in fields.items() if name not in PASSED_OVER}
+    said = {name: value for name, value in fields.items() if name not in _PASSED_OVER}
     if is_text:
         said = {name: value or None for name, value in said.items() if value or name in _DATES}
     try:
@@ -152,7 +154,10 @@ def _after(held: Row | None, values: dict[str, Any]) -> dict[str, Any] | None:
     for name in ("offer_id", "partner_id"):
         if held[name] != after[name]:
             raise Refused("conflict", f"this coupon has the {name} {held[name]}, which cannot change", name)
-    return after if any(held[name] != after[name] for name in _DATES) else None
+    if all(held[name] == after[name] for name in _DATES):
+        return None
+    check_active(held)
+    return after
 
 
 async def _write(db: Pooled, statement: str, values: list[dict[str, Any]]) -> list[Row]:

@@ -318,7 +318,7 @@ async def test_an_advertiser_approves_what_it_may_as_it_is_then(
         async with asyncio.timeout(10):
             while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.02)
-    status, told = await decision
+    _, told = await decision
     refusal = told["error"] if way == "call" else told["errors"][0]
     assert refusal["code"] == "forbidden", told
     assert await db.fetchval("SELECT status FROM conversion") == "pending"

@@ -52,6 +52,10 @@ async def test_archived_a_coupon_ends_and_is_brought_back_by_its_dates(admin: Cl
     assert archived["ends_at"] > coupon["created_at"]
     assert await admin("DELETE", path) == (200, archived)
     assert (await admin("GET", "/v1/coupons"))[1]["data"] == []
+    for change in ({"ends_at": None}, {"ends_at": None, "status": "archived"}, {"starts_at": AT}):
+        status, answer = await admin("PATCH", path, json=change)
+        assert (status, answer["error"]["field"]) == (409, "status"), change
+    assert (await admin("PATCH", path, json={"status": "archived"}))[1] == archived
     _, back = await admin("PATCH", path, json={"status": "active", "ends_at": None})
     assert (back["status"], back["ends_at"]) == ("active", None)
     _, past = await admin("PATCH", path, json={"ends_at": "2026-01-01T00:00:00Z"})
@@ -133,6 +137,22 @@ BAD_COUPONS = [
     ({"code": "SAVE10", "partner_id": "2"}, "partner_id"), ({"starts_at": AT, "ends_at": AT}, "ends_at"),
     ({"ends_at": "0001-01-01T00:00:00Z"}, "ends_at"),
 ]  # fmt: skip
+
+
+async def test_coupons_go_out_and_come_back_and_an_archived_one_stays_over(
+    admin: Client, coupon: dict[str, Any], db: Connection
+) -> None:
+    _, archived = await admin("DELETE", f"/v1/coupons/{coupon['id']}")
+    asking = {"Authorization": f"Bearer {admin.key}"}
+    async with admin.session.get("/v1/export/coupons", headers=asking) as answer:
+        text = await answer.text()
+    assert (await sent(admin, "coupons", text))["unchanged"] == 1
+    found = await sent(admin, "coupons", text.replace(archived["ends_at"], ""))
+    assert [one["field"] for one in found["errors"]] == ["status"]
+    assert await db.fetchval("SELECT ends_at <= now() FROM coupon")
+    await db.execute("DELETE FROM coupon")
+    assert (await sent(admin, "coupons", text))["created"] == 1
+    assert await db.fetchval("SELECT ends_at <= now() FROM coupon")
 
 
 async def test_a_bad_coupon_stops_no_other(admin: Client, made: Made, coupon: dict[str, Any], db: Connection) -> None:
@@ -217,6 +237,9 @@ async def test_json_lines_are_taken_as_well_and_unknown_columns_refused(admin: C
     line = {"click_id": "j", "clicked_at": AT, "link_id": made.link_id, "sub2": "s", "partner_external_id": None}
     answer = await send(admin, json.dumps(line), **{"Content-Type": "application/x-ndjson"})
     assert figures(answer) == (1, 0, 0, 0), answer
+    odd = json.dumps({"click_id": "k", "clicked_at": AT, "link_code": "\0"})
+    answer = await send(admin, odd, **{"Content-Type": "application/x-ndjson"})
+    assert [one["field"] for one in answer["errors"]] == ["link_code"]
     status, answer = await admin("POST", "/v1/clicks/import", data=b"click_id,clickedat\n", headers=CSV)
     assert (status, answer["error"]["code"], answer["error"]["field"]) == (400, "unknown_field", "clickedat")
 
