@@ -38,6 +38,8 @@ FROM unnest({_ARRAYS}) AS new ({_NAMES}) WHERE conversion.conversion_id = new.co
 _READ_NAMES = _NAMES.replace(" adv,", " adv::text,").replace(", booked_payout_minor, booked_revenue_minor", "")
 _READ = f"SELECT {_READ_NAMES} FROM conversion WHERE conversion_id = ANY ($1::uuid[])"  # noqa: S608
 _LOCK = f"{_READ} ORDER BY conversion_id FOR UPDATE"
+_KEEP_NAMES = "SELECT pg_advisory_xact_lock(hashtext('names'), part) FROM unnest($1::int[]) AS part"
+_NAMES_PARTS = 64  # what Postgres has locks for, however many names a batch has
 _STEPS = """
 SELECT conversion_id, event_id FROM conversion_step
 JOIN unnest($1::uuid[], $2::text[]) AS asked (conversion_id, event_id) USING (conversion_id, event_id)
@@ -71,6 +73,11 @@ async def read(db: Database, ids: Iterable[UUID]) -> dict[UUID, State]:
 async def lock(db: Database, ids: Iterable[UUID]) -> dict[UUID, State]:
     """The same, locked to the transaction's end, in the order of their ids."""
     return {row["conversion_id"]: _state(row) for row in await db.fetch(_LOCK, sorted(set(ids)))}
+
+
+async def keep_names(db: Database, names: Iterable[UUID]) -> None:
+    """Let nobody else insert a conversion by two of these names, to the transaction's end."""
+    await db.execute(_KEEP_NAMES, sorted({name.int % _NAMES_PARTS for name in names}))
 
 
 async def insert(db: Database, states: Iterable[State]) -> set[UUID]:

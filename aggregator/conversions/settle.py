@@ -26,17 +26,18 @@ Orders = dict[UUID, Order]
 async def settle(db: Database, of: Sequence[Conversion | Intake], shard: int) -> int:
     """Apply intakes, each once, and answer how many conversions that made.
 
-    1 read what is there  2 bind customers  3 decide  4 write the intakes down  5 insert new orders  6 lock what is
-    there and changes, and decide again  7 what waited for the new  8 repeats  9 caps  10 write what changed:
-    conversions, ledger, rollups  11 correct what was written down of the intakes
+    1 read what is there, alone with what may have two names  2 bind customers  3 decide  4 write the intakes down
+    5 insert new orders  6 lock what is there and changes, and decide again  7 what waited for the new  8 repeats
+    9 caps  10 write what changed: conversions, ledger, rollups  11 correct what was written down of the intakes
 
     A bounded number of statements, whatever the batch holds. Locks are taken in the same order by everybody, sorted
-    within: customers, intakes, new conversions, those that are there, caps, rollups.
+    within: names, customers, intakes, new conversions, those that are there, caps, rollups.
     """
     fresh = await intakes.unseen(db, of) if of else {}  # 1
     if not fresh:
         return 0
     there = await _read(db, _conversions(fresh))
+    there |= await _read_alone(db, [one for one in _posts(fresh) if one.former_id and _id(one, there) not in there])
     known = await know(db, _posts(fresh), there.values())
     await _bind(db, _firsts(fresh, there), known)  # 2
     orders = await _decide(db, fresh, there, known)  # 3
@@ -96,19 +97,38 @@ def _posts(fresh: Intakes) -> list[Conversion]:
     return [one for one in _conversions(fresh) if is_post(one)]
 
 
-def _id(event: Conversion, there: Mapping[UUID, State]) -> UUID:
-    """What its order is called: as it was before its offer's scope changed, where it is there by that name."""
+def _id(event: Conversion, there: Collection[UUID]) -> UUID:
+    """What its order is called: by its other name near a change of its offer's scope, where it is there by that."""
     former = event.former_id
     return former if former and former in there and event.conversion_id not in there else event.conversion_id
 
 
+def _ids(events: Sequence[Conversion], there: Collection[UUID]) -> dict[UUID, UUID]:
+    """The same of several, by intake: what the first of them calls an order is its name for all."""
+    named = set(there)
+    for event in events:
+        if is_post(event):
+            named.add(_id(event, named))
+    return {event.intake_id: _id(event, named) for event in events}
+
+
 def _firsts(fresh: Intakes, there: Mapping[UUID, State]) -> list[Conversion]:
     """What servers say first of orders: those that are not there, or that only a page has told of."""
+    ids = _ids(_conversions(fresh), there)
     first: dict[UUID, Conversion] = {}
     for event in _posts(fresh):
         if event.door != PIXEL:
-            first.setdefault(_id(event, there), event)
+            first.setdefault(ids[event.intake_id], event)
     return [event for uuid, event in first.items() if uuid not in there or there[uuid].door == PIXEL]
+
+
+async def _read_alone(db: Database, events: Sequence[Conversion]) -> dict[UUID, State]:
+    """Which of these orders, whose offer's scope has changed, are there after all, once nobody else can be about to
+    insert one by its other name."""
+    if not events:
+        return {}
+    await rows.keep_names(db, (name for event in events for name in (event.conversion_id, event.former_id) if name))
+    return await _read(db, events)
 
 
 async def _read(db: Database, events: Iterable[Conversion]) -> dict[UUID, State]:
@@ -123,9 +143,10 @@ async def _bind(db: Database, events: Sequence[Conversion], known: Known) -> Non
 
 
 async def _decide(db: Database, fresh: Intakes, there: Mapping[UUID, State], known: Known) -> Orders:
+    ids = _ids(_conversions(fresh), there)
     events: dict[UUID, list[Conversion]] = {}
     for event in _conversions(fresh):
-        events.setdefault(_id(event, there), []).append(event)
+        events.setdefault(ids[event.intake_id], []).append(event)
     counted = await _counted(db, events, there)
     orders: Orders = {}
     for n, (uuid, some) in enumerate(events.items(), 1):

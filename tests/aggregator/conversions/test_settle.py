@@ -13,6 +13,7 @@ from aggregator.conversions.settle import settle
 from aggregator.db.connect import Connection, connect
 from loadtests.faults.drift import drift, fetch, value
 from loadtests.faults.journals import append, consume_all, conversion, new_segment, now_ms, settings, uuid7
+from schemas.events import Conversion
 
 _OFFER = """
 WITH of AS (INSERT INTO advertiser (name, token_sha256) VALUES ('a', gen_random_uuid()::text::bytea) RETURNING id),
@@ -162,3 +163,33 @@ async def test_a_page_and_its_server_in_one_batch_bind_by_the_server(db: Connect
     server = conversion(conversion_id=page.conversion_id, customer_id="c-1", partner_id=7)
     await settle(db, [page, server], shard=0)
     assert await db.fetchval("SELECT partner_id FROM customer") == 7
+
+
+def by_two_names() -> tuple[Conversion, Conversion]:
+    """One order, with clicks of both sides of a change of its offer's scope."""
+    one, other = uuid7(), uuid7()
+    return conversion(conversion_id=one, former_id=other), conversion(conversion_id=other, former_id=one)
+
+
+async def test_an_order_of_two_names_is_one_in_a_batch(db: Connection) -> None:
+    orders = [by_two_names() for _ in range(20)]
+    events = [event for pair in orders for event in pair]
+    random.Random(1).shuffle(events)
+    assert await settle(db, [*events, conversion()], shard=0) == 21
+    assert await db.fetchval("SELECT count(*) FROM conversion") == 21
+
+
+async def test_an_order_of_two_names_is_one_whoever_is_first(db: Connection, database_url: str) -> None:
+    other = await connect(database_url, command_timeout_s=20)
+    orders = [by_two_names() for _ in range(40)]
+
+    async def settle_all(by: Connection, names: int) -> None:
+        for n in range(0, len(orders), 4):
+            async with by.transaction():
+                await settle(by, [pair[(names + m) % 2] for m, pair in enumerate(orders[n : n + 4])], shard=names)
+
+    await asyncio.gather(settle_all(db, 0), settle_all(other, 1))
+    await other.close()
+    assert await db.fetchval("SELECT count(*) FROM conversion") == 40
+    assert await db.fetchval("SELECT count(*) FROM conversion_intake WHERE result = 'duplicate'") == 40
+    assert await totals(db) == (40, 40 * 4990, 40 * 499)
