@@ -26,7 +26,7 @@ log = structlog.get_logger()
 KEEPS_ALL = "noeviction"  # the only policy with which Redis keeps what it was given
 # Raised when there are new kinds of configs, or new fields: what an earlier version of us filled is then filled again,
 # though it may run beside us and take from the outbox what it does not know.
-FORM = 2
+FORM = 3
 
 _FACTS = """
 SELECT control.system_identifier::text AS system_identifier,

@@ -2,7 +2,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, get_args
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -10,6 +11,7 @@ from prometheus_client import REGISTRY
 
 from aggregator.db.connect import Connection
 from aggregator.publish import outbox
+from aggregator.publish.agreement import FORM
 from aggregator.publish.run import run
 from schemas import limits, links, redis_keys
 from schemas.redis import Redis, RedisError, done
@@ -199,6 +201,13 @@ async def test_what_an_earlier_version_filled_is_filled_again_with_what_it_did_n
     async with publisher(database_url, redis_url):
         await until(lambda: complete(redis))
     assert await done(redis.exists(redis_keys.offer_reference("shoes")))
+
+
+def test_new_kinds_and_fields_of_what_is_published_have_a_form_of_their_own() -> None:
+    """Who changes them raises FORM: what an older publisher took from the outbox is then filled again."""
+    configs = sorted(get_args(links.Config), key=lambda config: config.__name__)
+    published = [*sorted(links.KEY_KINDS), *((config.__name__, config.__struct_fields__) for config in configs)]
+    assert (FORM, crc32(repr(published).encode())) == (3, 1063936061)
 
 
 async def test_a_refill_that_was_broken_off_is_not_vouched_for_and_is_done_again(
