@@ -43,7 +43,7 @@ async def test_links_in_use_come_first_most_used_before_all_and_each_link_once(
     assert codes[:5] == ["c17", "c5", "c3", "c20", "c19"]
     assert sorted(codes) == sorted(["black", *(f"c{n}" for n in range(1, 21))])
     kinds = list(dict.fromkeys(key.partition(":")[0] for key in keys))
-    assert kinds == ["programme", "advertiser", "partner", "offer", "link"]
+    assert kinds == ["programme", "advertiser", "advertiser_id", "partner", "offer", "link"]
 
 
 async def test_a_refill_goes_on_without_knowing_what_is_in_use(
@@ -51,7 +51,7 @@ async def test_a_refill_goes_on_without_knowing_what_is_in_use(
 ) -> None:
     monkeypatch.setattr(refill, "_USED", "SELECT 1 AS link_id FROM pg_sleep(9) WHERE $1 > 0.0 AND $2 > 0")
     monkeypatch.setattr(limits, "REFILL_USED_QUERY_S", 0.05)
-    assert len(await order_of_keys(db)) == 25
+    assert len(await order_of_keys(db)) == 26
 
 
 async def test_a_refill_keeps_its_pace(
