@@ -238,6 +238,11 @@ async def test_the_ledger_is_only_added_to(order: Orders, table: str, said: str)
         ("INSERT INTO ledger_entry (kind, actor) VALUES ('change', 'x')", "has no lines"),
         ("UPDATE conversion SET payout_minor = 99", "pays 99 and has 100 booked"),
         ("UPDATE conversion SET status = 'pending'", "is pending"),
+        ("UPDATE conversion SET revenue_minor = 99", "is approved"),
+        (
+            "UPDATE conversion SET revenue_minor = 99, booked_revenue_minor = 99, revenue_currency = 'USD'",
+            "has -99 booked for advertiser:1 USD, in the ledger None",
+        ),
         ("UPDATE conversion SET partner_id = 2", "has 100 booked for partner:2 EUR, in the ledger None"),
     ],
 )
