@@ -37,7 +37,8 @@ class Rates:
         if minute != self.minute:
             self.minute, self.taken = minute, {}
         taken = self.taken.get(of, 0)
-        if taken >= advertiser.postbacks_per_minute:
+        most = limits.PAGES_PER_MINUTE if doors == PAGES else limits.POSTBACKS_PER_MINUTE_MAX
+        if taken >= min(most, advertiser.postbacks_per_minute):
             rest_s = -(-((minute + 1) * _MINUTE_MS - now_ms) // 1000)
             raise Refused("too_many_requests", "more conversions a minute than agreed", retry_after_s=rest_s)
         self.taken[of] = taken + n

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas import limits
 from schemas.errors import Refused
 from schemas.links import Advertiser
-from tracker.senders import Rates, check_signature, is_within, without_signature
+from tracker.senders import PAGES, SERVERS, Rates, check_signature, is_within, without_signature
 
 NETWORKS = ("192.0.2.0/24", "2001:db8::/32", "198.51.100.7")
 SENT = b"click_id=x&order_id=1"
@@ -87,7 +88,7 @@ def test_all_is_signed_but_the_signature_itself(text: str, signed: bytes) -> Non
     assert without_signature(text) == signed
 
 
-@given(st.lists(st.tuples(st.integers(0, 300_000), st.sampled_from(["server", "pixel"]), st.integers(1, 5))))
+@given(st.lists(st.tuples(st.integers(0, 300_000), st.sampled_from([SERVERS, PAGES]), st.integers(1, 5))))
 def test_in_no_minute_are_more_taken_than_agreed_and_one_batch(said: list[tuple[int, str, int]]) -> None:
     rates, of = Rates(), advertiser(postbacks_per_minute=3)
     taken: dict[tuple[int, str], int] = {}
@@ -110,11 +111,19 @@ def refused_for_s(rates: Rates, of: Advertiser, doors: str, n: int, at_ms: int) 
     return None
 
 
+def test_pages_that_anybody_can_speak_for_get_less_than_servers() -> None:
+    rates, of = Rates(), advertiser()
+    rates.take(of, SERVERS, limits.POSTBACKS_PER_MINUTE - 1, 0)
+    rates.take(of, SERVERS, 1, 0)
+    rates.take(of, PAGES, limits.PAGES_PER_MINUTE, 0)
+    assert refused_for_s(rates, of, PAGES, 1, 0) == 60
+
+
 def test_each_advertiser_has_its_own_minute() -> None:
     rates = Rates()
     for advertiser_id in (1, 2):
-        rates.take(advertiser(id=advertiser_id, postbacks_per_minute=1), "server", 1, 0)
+        rates.take(advertiser(id=advertiser_id, postbacks_per_minute=1), SERVERS, 1, 0)
     with pytest.raises(Refused):
-        rates.take(advertiser(id=2, postbacks_per_minute=1), "server", 1, 59_999)
-    rates.take(advertiser(id=2, postbacks_per_minute=1), "server", 1, 60_000)
+        rates.take(advertiser(id=2, postbacks_per_minute=1), SERVERS, 1, 59_999)
+    rates.take(advertiser(id=2, postbacks_per_minute=1), SERVERS, 1, 60_000)
     assert len(rates.taken) == 1
