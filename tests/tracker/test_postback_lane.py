@@ -80,6 +80,14 @@ async def test_the_lane_takes_postbacks_and_they_are_counted(running: RunningEdg
     assert len(running.wrote()) == 5
 
 
+@pytest.mark.parametrize("is_required", [True, False])
+async def test_what_may_be_signed_is_the_doors(running: RunningEdge, publisher: Filled, is_required: bool) -> None:
+    await publisher.write(edges.advertiser(signing_key="k", signature_required=is_required))
+    for _ in range(2):
+        assert (await get(running.port, path("o", signature="00"))).json()["reason"] == "wrong_signature"
+    assert running.edge.lane_postbacks == len(running.wrote()) == 0
+
+
 @pytest.mark.parametrize("part", [(senders, "allowed"), (intakes, "put")])
 async def test_a_lane_that_fails_leaves_a_postback_to_the_door(
     running: RunningEdge, publisher: Filled, monkeypatch: pytest.MonkeyPatch, part: tuple[object, str]

@@ -123,10 +123,10 @@ async def test_json_is_in_our_words_whatever_the_advertiser_speaks(running: Runn
 
 
 async def test_a_body_that_is_none_is_kept_as_rejected_and_a_secret_in_it_is_not(running: RunningEdge) -> None:
-    for body in ({"conversions": []}, [], {"token": TOKEN, "order_id": "1"}):
+    for body in ({"conversions": []}, [], {"token": TOKEN, "order_id": "1"}, {"adv1": f"x{TOKEN}", "x": ""}):
         assert (await post(running, body)).status == 400
     wrote = running.wrote()
-    assert [event.reason for event in wrote if isinstance(event, Intake)] == ["bad_parameters"] * 3
+    assert [event.reason for event in wrote if isinstance(event, Intake)] == ["bad_parameters"] * 4
     assert not any(TOKEN in body.decode() for body in edges.bodies(running.folder))
 
 
