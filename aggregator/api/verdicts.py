@@ -17,17 +17,16 @@ import msgspec
 from aggregator.api import conversions
 from aggregator.api.batches import Outcome
 from aggregator.api.calling import UUID_TEXT, Caller, Id, Name, refusal_of
-from aggregator.api.conversions import DECISIONS
 from aggregator.api.imported import PASSED_OVER
 from aggregator.api.imports import Kind
 from aggregator.api.references import ExternalId
 from aggregator.conversions import change as by_hand
-from aggregator.conversions.change import Changed
 from aggregator.conversions.states import NO_CURRENCY
 from aggregator.db.connect import Database, Pooled, Row
 from schemas import limits, money
 from schemas.conversions.dialects import DIALECTS, IGNORED, OWN
 from schemas.errors import Refused
+from schemas.outcomes import Status
 
 _ADVERTISERS = """
 SELECT id, external_id, decimal_separator, status_map, dialect FROM advertiser
@@ -119,8 +118,8 @@ def read(row: int, fields: dict[str, Any], is_text: bool, _: tuple[str, ...]) ->
 
 
 async def carry_out(db: Pooled, verdicts: Sequence[Verdict], caller: Caller, source: str) -> Outcome:
-    """Make conversions what a sheet says, or find that they are; belongs into a transaction. Where an amount changes
-    it is done row by row, the rest in bulk."""
+    """Make conversions what a sheet says, or find that they are, in a bounded number of statements; belongs into a
+    transaction."""
     outcome = Outcome()
     known = await _lock_known(db, [verdict.said for verdict in verdicts], caller)
     acts: dict[UUID, _Act] = {}
@@ -128,8 +127,7 @@ async def carry_out(db: Pooled, verdicts: Sequence[Verdict], caller: Caller, sou
         _judge(acts, outcome, verdict, known, caller)
     wanted = [act for act in acts.values() if act.status is not None or act.remaining_minor is not None]
     outcome.unchanged = len(acts) - len(wanted)
-    done = [act for act in wanted if act.remaining_minor is not None and await _changed(db, act, caller, outcome)]
-    done += await _decided(db, [act for act in wanted if act.remaining_minor is None], caller, outcome)
+    done = await _decided(db, wanted, caller, outcome)
     outcome.updated = len(done)
     if done:
         await db.execute(_AUDIT, caller.actor, source, list(map(_audited, done)))
@@ -272,42 +270,21 @@ def _minor(text: str, row: Row, known: _Known) -> int:
     return minor
 
 
-async def _changed(db: Pooled, act: _Act, caller: Caller, outcome: Outcome) -> bool:
-    """Both or nothing of a row with an amount."""
-    conversion_id = act.conversion["conversion_id"]
-    try:
-        async with db.transaction():
-            if act.status in (None, "approved"):
-                await by_hand.refund(db, conversion_id, caller.actor, act.reason, remaining_minor=act.remaining_minor)
-            for changed in await _decide(db, act.status, [conversion_id], caller, act.reason):
-                if changed.refused is not None:
-                    raise changed.refused
-    except Refused as refusal:
-        outcome.errors.append((act.verdict.row, refusal))
-        return False
-    return True
-
-
 async def _decided(db: Pooled, acts: Sequence[_Act], caller: Caller, outcome: Outcome) -> list[_Act]:
-    alike: dict[tuple[str, str], dict[UUID, _Act]] = defaultdict(dict)
-    for act in acts:
-        assert act.status is not None
-        alike[act.status, act.reason][act.conversion["conversion_id"]] = act
+    """All at once, because whoever else changes conversions takes what is locked in one order; those that were done."""
+    by_id = {act.conversion["conversion_id"]: act for act in acts}
     done = []
-    for (status, reason), by_id in alike.items():
-        for changed in await _decide(db, status, list(by_id), caller, reason):
-            act = by_id[changed.conversion_id]
-            if changed.refused is None:
-                done.append(act)
-            else:
-                outcome.errors.append((act.verdict.row, changed.refused))
+    for changed in await by_hand.decide(db, {uuid: _verdict(act) for uuid, act in by_id.items()}, caller.actor):
+        act = by_id[changed.conversion_id]
+        if changed.refused is None:
+            done.append(act)
+        else:
+            outcome.errors.append((act.verdict.row, changed.refused))
     return done
 
 
-async def _decide(
-    db: Database, status: str | None, ids: Sequence[UUID], caller: Caller, reason: str
-) -> Sequence[Changed]:
-    return () if status is None else await DECISIONS[status](db, ids, caller.actor, reason)
+def _verdict(act: _Act) -> by_hand.Verdict:
+    return by_hand.Verdict(Status(act.status) if act.status else None, act.remaining_minor, act.reason)
 
 
 def _audited(act: _Act) -> dict[str, Any]:

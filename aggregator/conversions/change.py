@@ -32,7 +32,16 @@ class Changed(NamedTuple):
     refused: Refused | None = None
 
 
+class Verdict(NamedTuple):
+    """What a conversion is to become, and what is left of its amount, where they are said, and why."""
+
+    status: Status | None
+    remaining_minor: int | None
+    reason: str
+
+
 Apply = Callable[[State, Known], State]  # raises Refused
+Reasons = Mapping[UUID, str | None]  # by conversion
 
 
 async def approve(
@@ -43,13 +52,9 @@ async def approve(
     is no conversion for."""
 
     def apply(state: State, known: Known) -> State:
-        _allow(state, Status.APPROVED)
-        after = states.lifted(state, known, by_person=actor != AUTO)
-        if after.status is Status.PENDING and actor != AUTO:
-            raise Refused("conflict", f"it cannot be approved as long as it is {after.reason}")
-        return after
+        return _approved(state, known, by_person=actor != AUTO)
 
-    return await _change(db, ids, apply, actor, reason, shard)
+    return await _change(db, dict.fromkeys(ids, reason), apply, actor, shard)
 
 
 async def reject(
@@ -64,6 +69,22 @@ async def reverse(
 ) -> list[Changed]:
     """Take back what is approved; what is pending never will be. `kind` is the ledger's, `chargeback` or nothing."""
     return await _state(db, ids, Status.REVERSED, actor, reason, kind, shard)
+
+
+async def decide(db: Database, verdicts: Mapping[UUID, Verdict], actor: str, shard: int = SHARD) -> list[Changed]:
+    """Make of each what is said of it by a person, wholly or not at all; answers as `approve`."""
+
+    def apply(state: State, known: Known) -> State:
+        said = verdicts[state.conversion_id]
+        if said.status in (Status.REJECTED, Status.REVERSED):
+            return _stated(state, known, said.status)
+        left = states.refunded(state, None, said.remaining_minor)
+        if said.status is Status.APPROVED:
+            return _approved(left, known, by_person=True)
+        _allow(state, Status.REVERSED)
+        return states.settled(left, known)
+
+    return await _change(db, {uuid: said.reason for uuid, said in verdicts.items()}, apply, actor, shard)
 
 
 async def refund(
@@ -89,7 +110,7 @@ async def refund(
         _allow(state, Status.REVERSED)
         return states.settled(states.refunded(state, None if counted else refund_minor, remaining_minor), known)
 
-    changed = await _change(db, [conversion_id], apply, actor, reason, shard)
+    changed = await _change(db, {conversion_id: reason}, apply, actor, shard)
     if not changed:
         raise Refused("not_found", "there is no such conversion")
     if changed[0].refused:
@@ -101,7 +122,7 @@ async def refund(
 
 async def reprice(db: Database, ids: Iterable[UUID], shard: int = SHARD) -> list[Changed]:
     """Work out again what waited for a rate that is there now."""
-    return await _change(db, ids, states.repriced, AUTO, "there is a rate", shard)
+    return await _change(db, dict.fromkeys(ids, "there is a rate"), states.repriced, AUTO, shard)
 
 
 async def give(db: Database, owners: Mapping[UUID, Owner], reason: str | None, shard: int = SHARD) -> list[Changed]:
@@ -114,7 +135,7 @@ async def give(db: Database, owners: Mapping[UUID, Owner], reason: str | None, s
         known.owners.offers |= offers
         return states.owned(state, owners[state.conversion_id], known)
 
-    return await _change(db, owners, apply, AUTO, reason, shard)
+    return await _change(db, dict.fromkeys(owners, reason), apply, AUTO, shard)
 
 
 async def adjust(
@@ -155,23 +176,29 @@ async def _state(
     shard: int,
 ) -> list[Changed]:
     def apply(state: State, known: Known) -> State:
-        _allow(state, status)
-        return states.stated(state, status, known)
+        return _stated(state, known, status)
 
-    return await _change(db, ids, apply, actor, reason, shard, kind)
+    return await _change(db, dict.fromkeys(ids, reason), apply, actor, shard, kind)
+
+
+def _stated(state: State, known: Known, status: Status) -> State:
+    _allow(state, status)
+    return states.stated(state, status, known)
+
+
+def _approved(state: State, known: Known, *, by_person: bool) -> State:
+    _allow(state, Status.APPROVED)
+    after = states.lifted(state, known, by_person=by_person)
+    if after.status is Status.PENDING and by_person:
+        raise Refused("conflict", f"it cannot be approved as long as it is {after.reason}")
+    return after
 
 
 async def _change(
-    db: Database,
-    ids: Iterable[UUID],
-    apply: Apply,
-    actor: str,
-    reason: str | None,
-    shard: int,
-    kind: Kind | None = None,
+    db: Database, reasons: Reasons, apply: Apply, actor: str, shard: int, kind: Kind | None = None
 ) -> list[Changed]:
     """Lock conversions, change those that may be changed, and write down what that leaves behind."""
-    locked = await rows.lock(db, ids)
+    locked = await rows.lock(db, reasons)
     known = await know(db, [], locked.values())
     refused: dict[UUID, Refused] = {}
     after = dict(locked)
@@ -186,7 +213,8 @@ async def _change(
         else:
             refused[uuid] = Refused("over_cap", "a cap has no room for it")
             after[uuid] = locked[uuid]
-    moves = [Move(locked[uuid], one, actor, reason, kind) for uuid, one in after.items() if one != locked[uuid]]
+    moves = [Move(locked[uuid], one, actor, reasons[uuid], kind) for uuid, one in after.items() if one != locked[uuid]]
     await rows.update(db, [move.after for move in moves])
-    await record(db, moves, [Change(locked[one.after.conversion_id], one.after, actor, reason) for one in moves], shard)
+    changes = [Change(locked[one.after.conversion_id], one.after, actor, one.reason) for one in moves]
+    await record(db, moves, changes, shard)
     return [Changed(uuid, after[uuid].status, refused.get(uuid)) for uuid in sorted(after)]
