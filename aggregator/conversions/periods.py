@@ -19,7 +19,7 @@ from aggregator.conversions import ledger
 from aggregator.conversions.rates import Rates, day_of, read_rates
 from aggregator.conversions.terms import Offer, Side, Terms, Worth, by_terms, read_offers
 from aggregator.db.connect import Database, Row
-from aggregator.db.instants import to_ms
+from aggregator.db.instants import at, to_ms
 from schemas import limits
 from schemas.click_id import uuid_ms
 from schemas.errors import Refused
@@ -141,6 +141,7 @@ async def rerate(
     """
     await db.execute(_ONE_AT_A_TIME)
     offer, zone = await _offer(db, offer_id)
+    since, until = at(to_ms(since)), at(to_ms(until))  # to the millisecond, as it is remembered
     for row in await db.fetch(_RERATED, offer_id):
         range_ms = (row["since_ms"], row["until_ms"])
         if range_ms != (to_ms(since), to_ms(until)) and range_ms[0] < to_ms(until) and to_ms(since) < range_ms[1]:
@@ -288,8 +289,8 @@ def _sale(row: Row, side: Side) -> Sale:
     )
 
 
-def _month(at: datetime, zone: ZoneInfo) -> str:
-    return at.astimezone(zone).strftime("%Y-%m")
+def _month(instant: datetime, zone: ZoneInfo) -> str:
+    return instant.astimezone(zone).strftime("%Y-%m")
 
 
 async def _book(

@@ -397,6 +397,8 @@ async def test_a_range_ends_before_its_end(db: Connection) -> None:
     await change_terms(db, 130)
     assert [one.conversions for one in await rated(db, OCTOBER, OCTOBER + MINUTE, dry_run=True)] == [1]
     assert [one.conversions for one in await rated(db, OCTOBER + MINUTE, NOVEMBER)] == [1]
+    # what is less than a millisecond is nothing: it would be forgotten, and paid again
+    assert await rated(db, OCTOBER, OCTOBER + timedelta(microseconds=999)) == []
 
 
 async def test_a_range_that_overlaps_an_earlier_one_in_part_is_refused(db: Connection) -> None:
