@@ -48,7 +48,7 @@ def _without_thousands(text: str, decimal_separator: str) -> str:
     """`1.234,5` as `1234.5`, where the comma is said to be the decimal separator."""
     whole, mark, decimals = text.partition(decimal_separator)
     other = "," if decimal_separator == "." else "."
-    if other in decimals or (other in whole and not re.fullmatch(rf"-?\d{{1,3}}(\{other}\d{{3}})+", whole, re.ASCII)):
+    if other in whole and not re.fullmatch(rf"-?\d{{1,3}}(\{other}\d{{3}})+", whole, re.ASCII):
         raise ValueError(text)
     return f"{whole.replace(other, '')}{'.' if mark else ''}{decimals}"
 
