@@ -49,13 +49,13 @@ SELECT conversion_id, received_at,
                   WHERE customer.advertiser_id = parked.advertiser_id AND customer.customer_id = parked.customer_id)
        AS is_known
 FROM conversion AS parked
-WHERE status = 'pending' AND offer_id = 0 AND (received_at, conversion_id) > ($1, $2)
+WHERE status = 'pending' AND offer_id = 0 AND reason = 'unknown_click' AND (received_at, conversion_id) > ($1, $2)
 ORDER BY received_at, conversion_id LIMIT $3
 """
 _OVERDUE = """
-SELECT found.conversion_id FROM offer, LATERAL (
+SELECT found.conversion_id FROM offer, unnest($1::text[]) AS awaited (reason), LATERAL (
     SELECT conversion_id FROM conversion
-    WHERE offer_id = offer.id AND status = 'pending' AND reason = ANY ($1::text[])
+    WHERE offer_id = offer.id AND status = 'pending' AND reason = awaited.reason
       AND received_at <= $2::timestamptz - make_interval(days => auto_approve_days)
     ORDER BY received_at LIMIT $3
 ) AS found

@@ -169,7 +169,7 @@ UPDATE conversion SET base_minor = sale_amount_minor, base_intake_id = intake_id
 -- An older aggregator that still runs knows of no ledger: what it inserts has to fail, rather than be in none.
 ALTER TABLE conversion ALTER COLUMN booked_payout_minor DROP DEFAULT;
 CREATE INDEX conversion_unseen ON conversion (received_at) WHERE NOT click_seen;
-CREATE INDEX conversion_pending ON conversion (offer_id, received_at) WHERE status = 'pending';
+CREATE INDEX conversion_pending ON conversion (offer_id, reason, received_at) WHERE status = 'pending';
 CREATE INDEX conversion_no_rate ON conversion (conversion_id) WHERE status = 'pending' AND reason = 'no_rate';
 CREATE INDEX conversion_offer ON conversion (offer_id, event_at);
 CREATE INDEX conversion_changed ON conversion (changed_at, conversion_id);
