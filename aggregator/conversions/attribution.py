@@ -40,7 +40,8 @@ JOIN unnest($1::int[], $2::text[]) AS asked (advertiser_id, foreign_id) USING (a
 """
 _CONVERTED = """
 SELECT id FROM unnest($1::uuid[]) AS asked (id)
-WHERE EXISTS (SELECT FROM conversion WHERE click_id = id AND status IN ('approved', 'pending'))
+WHERE EXISTS (
+    SELECT FROM conversion WHERE click_id = id AND (status = 'approved' OR (status = 'pending' AND door <> 'pixel')))
 """
 _LET_GO = """
 WITH held AS (
@@ -109,7 +110,8 @@ Owned = tuple[Conversion, Owner]
 @dataclass(slots=True)
 class Owners:
     """What attribution goes by. `offers` are all that any of the conversions may be for. `converted` are clicks that
-    have an approved or pending conversion: whoever makes one adds its click."""
+    have an approved conversion, or one that is pending and was not told by a page alone: whoever makes one adds its
+    click."""
 
     offers: dict[int, Offer]
     coupons: dict[Named, Coupon]
@@ -279,7 +281,7 @@ async def _read_imported(db: Database, events: Iterable[Conversion]) -> dict[Nam
 
 
 async def _read_converted(db: Database, events: Iterable[Conversion], owners: Owners) -> set[UUID]:
-    """Of the clicks that it matters for, those that have an approved or pending conversion."""
+    """Of the clicks that it matters for, those that have converted."""
     late = set()
     for event in events:
         owner = _by_click(event, owners)

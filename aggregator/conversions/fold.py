@@ -8,6 +8,7 @@ from uuid import UUID
 
 from msgspec.structs import replace
 
+from aggregator.conversions.attribution import PIXEL
 from aggregator.conversions.intakes import Outcome
 from aggregator.conversions.rows import Change
 from aggregator.conversions.states import Applied, Known, State, apply, is_post, step_of
@@ -79,9 +80,8 @@ def _apply_one(order: Order, event: Conversion, known: Known, steps: set[str], *
         order.repeats.append(repeat)
     if applied.state is None:
         return
-    if order.after is None:
-        known.owners.converted |= _converts(applied.state)
-    elif applied.changed:
+    known.owners.converted |= _converts(applied.state)
+    if order.after is not None and applied.changed:
         reason = event.original_status or event.status or None
         order.changes.append(Change(order.after, applied.state, SENDER, reason, event.intake_id))
     order.after = replace(applied.state, conversion_id=order.id)
@@ -96,4 +96,5 @@ def _raises(before: State | None, after: State | None) -> bool:
 
 def _converts(state: State) -> set[UUID]:
     """Its click has a conversion now."""
-    return {state.click_id} if state.click_id and state.status in (Status.APPROVED, Status.PENDING) else set()
+    counts = state.status is Status.APPROVED or (state.status is Status.PENDING and state.door != PIXEL)
+    return {state.click_id} if state.click_id and counts else set()

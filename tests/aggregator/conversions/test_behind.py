@@ -162,6 +162,15 @@ async def test_a_parked_conversion_is_paid_once_its_click_is_known(db: Connectio
     assert (change["actor"], change["from_status"], change["to_status"]) == ("auto", "pending", "approved")
 
 
+async def test_a_parked_conversion_of_a_page_makes_nobodys_customers_its_own(db: Connection) -> None:
+    page = bare(foreign_click="abc", customer_id="c-1", door="pixel", reason="pixel")
+    await settled(db, page)
+    await imported(db, "abc")
+    await work(db)
+    assert await status(db, page) == ("pending", "pixel")
+    assert await db.fetchval("SELECT count(*) FROM customer") == 0
+
+
 async def test_a_parked_conversion_in_another_currency_is_paid_at_its_days_rate(db: Connection) -> None:
     parked = bare(foreign_click="a", currency="USD")
     await db.execute("INSERT INTO rate VALUES ('USD', 'EUR', $1, 0.5)", at(parked.event_at_ms).date())

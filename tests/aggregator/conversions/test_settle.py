@@ -193,3 +193,25 @@ async def test_an_order_of_two_names_is_one_whoever_is_first(db: Connection, dat
     assert await db.fetchval("SELECT count(*) FROM conversion") == 40
     assert await db.fetchval("SELECT count(*) FROM conversion_intake WHERE result = 'duplicate'") == 40
     assert await totals(db) == (40, 40 * 4990, 40 * 499)
+
+
+@pytest.mark.parametrize(("door", "status"), [("pixel", "rejected"), ("postback", "approved")])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_a_page_says_does_not_keep_a_click_alive(
+    db: Connection, door: str, status: str, at_once: bool
+) -> None:
+    click = {"click_uuid": uuid7(now_ms() - 40 * 86_400_000)}
+    within = conversion(now_ms() - 20 * 86_400_000, door=door, reason="pixel" if door == "pixel" else "", **click)
+    after = conversion(order_id="o-2", **click)
+    for batch in [[within, after]] if at_once else [[within], [after]]:
+        await settle(db, batch, shard=0)
+    found = await db.fetchval("SELECT status FROM conversion WHERE conversion_id = $1", after.conversion_id)
+    assert found == status
+
+
+async def test_a_page_whose_server_followed_keeps_its_click_alive(db: Connection) -> None:
+    click = {"click_uuid": uuid7(now_ms() - 40 * 86_400_000)}
+    page = conversion(now_ms() - 20 * 86_400_000, door="pixel", reason="pixel", **click)
+    server = conversion(now_ms() - 20 * 86_400_000, conversion_id=page.conversion_id, **click)
+    await settle(db, [page, server, conversion(order_id="o-2", **click)], shard=0)
+    assert await db.fetch("SELECT status FROM conversion") == [("approved",)] * 2
