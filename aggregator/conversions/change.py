@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 from uuid import UUID
 
-import asyncpg
-
 from aggregator.conversions import ledger, rows, states
 from aggregator.conversions.attribution import Owner
 from aggregator.conversions.ledger import Kind
@@ -148,17 +146,11 @@ async def adjust(
     period: str | None = None,
     *,
     offer_id: int | None = None,
-    once: str | None = None,
-) -> int | None:
-    """Book an amount for a partner, or against it where it is negative; the entry's id. None where there is an entry of
-    that `once` already."""
+) -> int:
+    """Book an amount for a partner, or against it where it is negative; the entry's id."""
     lines = ledger.balanced(ledger.Line(ledger.partner(partner_id), amount_minor, currency))
-    entry = ledger.Entry("adjustment", lines, actor, reason, None, offer_id, period, once)
-    try:
-        async with db.transaction():
-            return (await ledger.book(db, [entry]))[0]
-    except asyncpg.UniqueViolationError:
-        return None
+    entry = ledger.Entry("adjustment", lines, actor, reason, None, offer_id, period)
+    return (await ledger.book(db, [entry]))[0]
 
 
 def _allow(state: State, status: Status) -> None:

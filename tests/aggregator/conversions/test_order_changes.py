@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,7 @@ from aggregator.conversions.settle import settle
 from aggregator.db.connect import Connection, connect
 from aggregator.flush.session import open_session
 from loadtests.faults.drift import order_rollup_rows_wrong
-from loadtests.faults.journals import conversion, settings, uuid7
+from loadtests.faults.journals import conversion, now_ms, settings, uuid7
 from schemas.events import Conversion
 from schemas.outcomes import Status
 
@@ -212,12 +213,9 @@ async def test_what_cannot_be_priced_cannot_be_approved(order: Orders) -> None:
     assert (changed.status, changed.refused and changed.refused.code) == (Status.PENDING, "conflict")
 
 
-async def test_an_adjustment_is_booked_once(db: Connection) -> None:
-    said: tuple[Any, ...] = (7, -250, "EUR", "a bonus taken back", "admin:1", "2026-11")
+async def test_an_adjustment_has_two_sides(db: Connection) -> None:
     async with db.transaction():
-        first = await change.adjust(db, *said, once="bonus-7")
-        assert first is not None
-        assert await change.adjust(db, *said, once="bonus-7") is None
+        await change.adjust(db, 7, -250, "EUR", "a bonus taken back", "admin:1", "2026-11")
     assert await ledger.balance(db, "partner:7") == {"EUR": -250}
     assert await ledger.balance(db, "programme") == {"EUR": 250}
 
@@ -324,3 +322,31 @@ async def test_amounts_beyond_all_measure_stop_nobody(order: Orders) -> None:
     await order.db.execute("UPDATE conversion_rollup SET sale_amount_minor = sale_amount_minor + 9223372036854775807")
     await settle(order.db, [conversion(conversion_id=uuid7(), amount_minor=most)], shard=0)
     await order.db.execute("UPDATE conversion_rollup SET sale_amount_minor = sale_amount_minor - 9223372036854775807")
+
+
+async def test_what_a_cap_holds_back_of_a_new_order_is_told_as_well(order: Orders) -> None:
+    await order.db.execute("INSERT INTO cap (offer_id, kind, period, amount) VALUES (1, 'conversions', 'day', 0)")
+    await settle(order.db, [order.event(1000, status="pending"), order.event(status="approved")], shard=0)
+    assert (await order.stands())[:2] == ("pending", "over_cap")
+    changes = await order.db.fetch("SELECT from_status, to_status, actor FROM conversion_change ORDER BY id")
+    assert changes == [("pending", "approved", "sender"), ("approved", "pending", "caps")]
+
+
+async def test_an_order_that_somebody_else_made_meanwhile_is_priced_at_the_rate_of_its_own_day(
+    order: Orders, database_url: str
+) -> None:
+    await order.db.execute("""
+        INSERT INTO rate (currency, in_currency, day, rate)
+        SELECT 'USD', 'EUR', now()::date - days, 0.9 FROM generate_series(0, 9) AS days""")
+    now = now_ms()
+    fields = {"currency": "USD", "click_uuid": uuid7(now - 4 * 86_400_000)}
+    other = await connect(database_url, command_timeout_s=20)
+    async with order.db.transaction():
+        first = order.event(1000, event_at_ms=now - 3 * 86_400_000, status="pending", **fields)
+        await settle(order.db, [first], shard=0)
+        second = asyncio.create_task(settle(other, [order.event(1000, status="approved", **fields)], shard=1))
+        while not await order.db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.01)
+    await second
+    await other.close()
+    assert await order.stands() == ("approved", None, 1000, 90)
