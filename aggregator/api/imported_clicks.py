@@ -31,7 +31,7 @@ _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 ClickId = Annotated[str, msgspec.Meta(min_length=1, max_length=limits.FOREIGN_CLICK_MAX, pattern=_PRINTABLE)]
 Value = Annotated[str, msgspec.Meta(max_length=limits.VALUE_MAX, pattern=_PRINTABLE)]
 _LINKS = """
-SELECT link.id, code, link.external_id, domain_id, offer_id, partner_id, advertiser_id
+SELECT link.id, code, link.external_id, domain_id, offer_id, partner_id, advertiser_id, test
 FROM link JOIN offer ON offer.id = offer_id
 WHERE code = ANY ($1::text[]) AND domain_id IS NULL OR link.external_id = ANY ($2::text[]) OR link.id = ANY ($3::int[])
 """
@@ -186,6 +186,8 @@ def _owner(click: ClickRow, links: Links, known: named.Known) -> _Owner:
             link = links.get((name, value))
             if link is None:
                 raise Refused("bad_value", f"there is no link {value!a}", name)
+            if link["test"]:
+                raise Refused("bad_value", "this link is for tests, whose clicks earn nothing", name)
             return _Owner(link["id"], link["advertiser_id"], link["offer_id"], link["partner_id"])
     missing = Refused("missing_field", "a click is a link's, or an offer's and a partner's", "link_code")
     return _Owner(0, *named.owner_of(click, known, missing))

@@ -244,6 +244,14 @@ async def test_json_lines_are_taken_as_well_and_unknown_columns_refused(admin: C
     assert (status, answer["error"]["code"], answer["error"]["field"]) == (400, "unknown_field", "clickedat")
 
 
+async def test_no_click_is_taken_for_a_link_of_tests(admin: Client, made: Made, db: Connection) -> None:
+    _, link = await admin("POST", f"/v1/offers/{made.offer_id}/test")
+    for name in ("id", "code"):
+        answer = await send(admin, f"click_id,clicked_at,link_{name}\nc-1,{AT},{link[name]}\n")
+        assert [error["field"] for error in answer["errors"]] == [f"link_{name}"]
+    assert await db.fetchval("SELECT count(*) FROM imported_click") == 0
+
+
 async def test_a_click_is_put_right_until_it_has_a_conversion(admin: Client, made: Made, db: Connection) -> None:
     head = "click_id,clicked_at,link_code,sub1\n"
     await send(admin, f"{head}a,{AT},{made.code},x\nb,{AT},{made.code},x\n")
