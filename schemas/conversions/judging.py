@@ -16,6 +16,7 @@ from schemas import limits, money
 from schemas.click_id import ClickId
 from schemas.conversions import names
 from schemas.conversions.posted import Posted
+from schemas.conversions.reading import MASK, has_address
 from schemas.errors import Refused
 from schemas.events import NO_CLICK, Conversion
 from schemas.links import Advertiser, Offer
@@ -94,7 +95,7 @@ def judge(
         customer_id=_text(posted.customer_id, limits.CUSTOMER_ID_MAX, "bad_customer_id"),
         coupon_code=_text(posted.coupon_code.strip().upper(), limits.COUPON_CODE_MAX, "bad_coupon_code"),
         foreign_click=foreign_click,
-        adv={name: _kept(value, limits.VALUE_MAX) for name, value in posted.adv.items()},
+        adv={name: _without_address(_kept(value, limits.VALUE_MAX)) for name, value in posted.adv.items()},
     )
 
 
@@ -215,6 +216,10 @@ def _text(text: str, longest: int, code: str) -> str:
 
 def _kept(text: str, longest: int) -> str:
     return _NOT_PLAIN.sub("", text)[:longest]
+
+
+def _without_address(text: str) -> str:
+    return MASK if has_address(text) else text
 
 
 def _event_time(text: str, now_ms: int) -> int:

@@ -167,6 +167,11 @@ def _check_supported(params: Mapping[str, str], dialect: Dialect) -> None:
             raise Refused("unsupported_parameter", f"what {name} does to the money is not known here", name)
 
 
+def has_address(text: str) -> bool:
+    """Whether an ip address stands in it, which is a buyer's."""
+    return _ADDRESS.search(text) is not None and any(map(_is_address, _NOT_OF_ADDRESS.split(text.lower())))
+
+
 def _status(text: str, params: Mapping[str, str], dialect: Dialect, status_map: Mapping[str, str]) -> str:
     """Ours for a status as it was sent: as the advertiser's configuration says, else the postback, else the dialect."""
     word = text.strip().lower()
@@ -257,7 +262,7 @@ def _tells(text: str, secrets: frozenset[str]) -> bool:
     lower = text.lower()
     if any(name in lower for name in _SECRET_NAMES) and _MENTIONS.search(lower):
         return True
-    return _ADDRESS.search(lower) is not None and any(map(_is_address, _NOT_OF_ADDRESS.split(lower)))
+    return has_address(lower)
 
 
 def _is_address(word: str) -> bool:

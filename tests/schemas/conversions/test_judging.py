@@ -79,6 +79,13 @@ def test_what_is_not_said_is_the_offers_or_the_default() -> None:
     assert (found.event_at_ms, found.reason, found.former_id) == (NOW, "", None)
 
 
+@pytest.mark.parametrize("said", ["192.0.2.7", "2001:DB8::7", "buyer at 192.0.2.7:443", "x" * 200 + " 192.0.2.7"])
+def test_no_address_of_a_buyer_is_kept_beside_a_conversion(said: str) -> None:
+    assert judge(adv={"adv1": said, "adv2": "1.2.3", "adv3": "10:20:30"}).adv == {
+        "adv1": "***", "adv2": "1.2.3", "adv3": "10:20:30",
+    }  # fmt: skip
+
+
 LONG = "x" * 256
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"amount": "x"}, "bad_amount", "amount"),
