@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from uuid import UUID
 
 from aggregator.conversions import intakes, rows
 from aggregator.conversions.attribution import PIXEL, Owners, bind_customers, read_owners
 from aggregator.conversions.fold import CAPS, SENDER, Order, fold
 from aggregator.conversions.intakes import Outcome
-from aggregator.conversions.rates import day_of, read_rates
+from aggregator.conversions.rates import Rates, day_of, read_rates
 from aggregator.conversions.record import Move, over_caps, record
 from aggregator.conversions.rows import Change
 from aggregator.conversions.states import NO_CURRENCY, Known, State, is_post, over_cap, step_of
@@ -46,7 +46,7 @@ async def settle(db: Database, of: Sequence[Conversion | Intake], shard: int) ->
         fresh = {intake_id: one for intake_id, one in fresh.items() if intake_id not in lost}
         orders = await _decide(db, fresh, there, known)
     new = await _insert(db, orders)  # 5
-    await _lock(db, orders, new, known)  # 6
+    known = await _lock(db, orders, new, known)  # 6
     fresh |= await _apply_waiting(db, orders, new, known)  # 7
     repeats = await _repeat(db, orders, known)  # 8
     await _hold_to_caps(db, orders, known)  # 9
@@ -66,7 +66,7 @@ async def settle_waiting(db: Database, overdue: Collection[UUID], shard: int = -
     waiting: Intakes = {one.intake_id: one for one in await intakes.waiting(db, overdue)}
     known = await know(db, [], there.values())
     orders = await _decide(db, waiting, there, known)
-    await _lock(db, orders, set(), known)
+    known = await _lock(db, orders, set(), known)
     await _hold_to_caps(db, orders, known)
     await _write(db, orders, shard)
     await intakes.correct(db, _outcomes(waiting, orders), waiting)
@@ -76,11 +76,20 @@ async def settle_waiting(db: Database, overdue: Collection[UUID], shard: int = -
 async def know(db: Database, posts: Sequence[Conversion], states: Collection[State]) -> Known:
     """What is needed to say what becomes of these, at most a dozen statements."""
     owners = await read_owners(db, posts) if posts else Owners({}, {}, {}, {}, set())
-    await _know_offers(db, owners, states)
-    currencies = {one.currency for one in posts} | {one.sale_currency for one in states}
-    currencies |= {currency for offer in owners.offers.values() for currency in offer.currencies}
-    days = {day_of(one.event_at_ms) for one in posts} | {day_of(one.event_at_ms) for one in states}
-    return Known(owners, await read_rates(db, currencies - {"", NO_CURRENCY}, days))
+    return await _know_more(db, Known(owners, Rates()), posts, states)
+
+
+async def _know_more(db: Database, known: Known, posts: Iterable[Conversion], states: Collection[State]) -> Known:
+    """With the offers and the rates that the money of these follows from."""
+    await _know_offers(db, known.owners, states)
+    said = [
+        *((one.currency, one.event_at_ms) for one in posts),
+        *((one.sale_currency, one.event_at_ms) for one in states),
+    ]
+    currencies = {currency for offer in known.owners.offers.values() for currency in offer.currencies}
+    currencies |= {currency for currency, _ in said}
+    rates = await read_rates(db, currencies - {"", NO_CURRENCY}, {day_of(at_ms) for _, at_ms in said})
+    return known._replace(rates=Rates({**known.rates.stored, **rates.stored}))
 
 
 async def _know_offers(db: Database, owners: Owners, states: Iterable[State]) -> None:
@@ -149,11 +158,18 @@ async def _decide(db: Database, fresh: Intakes, there: Mapping[UUID, State], kno
         events.setdefault(ids[event.intake_id], []).append(event)
     counted = await _counted(db, events, there)
     orders: Orders = {}
-    for n, (uuid, some) in enumerate(events.items(), 1):
-        orders[uuid] = fold(uuid, there.get(uuid), some, known, counted.get(uuid, ()))
-        if n % limits.FOLDED_AT_ONCE == 0:
-            await db.execute("SELECT")  # else who waits for this transaction takes us for frozen, and ends it
+    async for uuid in _paced(db, events):
+        orders[uuid] = fold(uuid, there.get(uuid), events[uuid], known, counted.get(uuid, ()))
     return orders
+
+
+async def _paced(db: Database, ids: Iterable[UUID]) -> AsyncIterator[UUID]:
+    """These, with a word to Postgres now and then: else who waits for this transaction takes us for frozen, and ends
+    it."""
+    for n, uuid in enumerate(ids, 1):
+        yield uuid
+        if n % limits.FOLDED_AT_ONCE == 0:
+            await db.execute("SELECT")
 
 
 async def _counted(
@@ -185,19 +201,21 @@ async def _insert(db: Database, orders: Orders) -> set[UUID]:
     return inserted
 
 
-async def _lock(db: Database, orders: Orders, new: Collection[UUID], known: Known) -> None:
-    """Decide again, now that nobody else can change them, what becomes of orders that are there."""
+async def _lock(db: Database, orders: Orders, new: Collection[UUID], known: Known) -> Known:
+    """Decide again, now that nobody else can change them, what becomes of orders that are there; with what is known of
+    them by then, for some may not have been there before."""
     ids = {
         uuid for uuid, order in orders.items()
         if order.changes_what_is_there or (order.is_new and uuid not in new)
     }  # fmt: skip
     if not ids:
-        return
+        return known
     there = await rows.lock(db, ids)
-    await _know_offers(db, known.owners, there.values())
+    known = await _know_more(db, known, (), there.values())
     counted = await _counted(db, {uuid: orders[uuid].events for uuid in ids}, there)
-    for uuid in ids:
+    async for uuid in _paced(db, ids):
         orders[uuid] = fold(uuid, there.get(uuid), orders[uuid].events, known, counted.get(uuid, ()))
+    return known
 
 
 async def _apply_waiting(db: Database, orders: Orders, new: Collection[UUID], known: Known) -> Intakes:
@@ -205,7 +223,7 @@ async def _apply_waiting(db: Database, orders: Orders, new: Collection[UUID], kn
     waiting = await intakes.waiting(db, new)
     for event in waiting:
         orders[event.conversion_id].events.append(event)
-    for uuid in {event.conversion_id for event in waiting}:
+    async for uuid in _paced(db, {event.conversion_id for event in waiting}):
         written = orders[uuid].written
         orders[uuid] = fold(uuid, None, orders[uuid].events, known)
         orders[uuid].written = written
@@ -239,7 +257,7 @@ async def _hold_to_caps(db: Database, orders: Orders, known: Known) -> None:
             orders[uuid] = fold(uuid, order.before, order.events, known, order.counted, no_more=True)
         else:
             held = over_cap(order.after, status, known)
-            if order.before is not None:
+            if order.before is not None or order.changes:
                 order.changes.append(Change(order.after, held, CAPS, held.reason))
             order.after = held
 
