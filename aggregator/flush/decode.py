@@ -22,8 +22,8 @@ from aggregator.flush.batch import Entry, Record, records
 from aggregator.flush.click_rows import CLASS, ClickRow, are_uuid7, id_ms, id_of, row_of, sorted_once, spans
 from schemas import events, limits
 from schemas.click_id import uuid_ms
-from schemas.events import Beat, Click, Conversion, Event, Intake, Probe
-from schemas.outcomes import ClickClass
+from schemas.events import NO_CLICK, Beat, Click, Conversion, Event, Intake, Probe
+from schemas.outcomes import EARNING, ClickClass
 
 DAY_MS = 86_400_000
 _CLASSES = frozenset(ClickClass)
@@ -216,6 +216,7 @@ def _check(event: Event, window: Window) -> None:
         case Conversion():
             _check_id(event.intake_id, window)
             _check_class(event.click_class)
+            _check_whose(event)
             _check_times(event.event_at_ms, uuid_ms(event.click_uuid))
         case Intake():
             _check_id(event.intake_id, window)
@@ -236,6 +237,13 @@ def _check_id(uuid: UUID, window: Window) -> None:
 def _check_class(click_class: int) -> None:
     if click_class not in _CLASSES:
         raise Refused("unknown_class")
+
+
+def _check_whose(event: Conversion) -> None:
+    """To accounts of nobody nothing can be booked."""
+    earns = event.click_uuid != NO_CLICK and event.click_class in EARNING
+    if event.advertiser_id < 1 or event.partner_id < (1 if earns else 0):
+        raise Refused("impossible_id")
 
 
 def _check_acked(acked: list[tuple[str, int, int]]) -> None:
