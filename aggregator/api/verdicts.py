@@ -33,6 +33,11 @@ SELECT id, external_id, decimal_separator, status_map, dialect FROM advertiser
 WHERE id = ANY ($1::int[]) OR external_id = ANY ($2::text[])
       OR id IN (SELECT advertiser_id FROM conversion WHERE conversion_id = ANY ($3::uuid[]))
 """
+# As a receipt named it, where an order is kept by the name of its offer's former scope.
+_NAMED = """
+SELECT DISTINCT ON (named_as) named_as, conversion_id FROM conversion_intake
+WHERE named_as = ANY ($1::uuid[]) ORDER BY named_as, intake_id
+"""
 _BY_ORDER = """
 SELECT conversion_id FROM unnest($1::int[], $2::text[]) AS named (advertiser_id, order_id)
 JOIN conversion USING (advertiser_id, order_id)
@@ -153,6 +158,8 @@ async def _lock_known(db: Database, said: Sequence[VerdictRow], caller: Caller) 
     own = [] if caller.advertiser_id is None else [caller.advertiser_id]
     ids = [*own, *(one.advertiser_id for one in said if one.advertiser_id)]
     conversion_ids = [UUID(one.conversion_id) for one in said if one.conversion_id]
+    kept = {row["named_as"]: row["conversion_id"] for row in await db.fetch(_NAMED, conversion_ids)}
+    conversion_ids += kept.values()
     names = [one.advertiser_external_id for one in said if one.advertiser_external_id]
     found = await db.fetch(_ADVERTISERS, ids, names, conversion_ids)
     advertisers = {row["id"]: row for row in found} | {row["external_id"]: row for row in found}
@@ -167,7 +174,8 @@ async def _lock_known(db: Database, said: Sequence[VerdictRow], caller: Caller) 
     by_order: dict[tuple[int, str], list[Row]] = defaultdict(list)
     for row in locked:
         by_order[row["advertiser_id"], row["order_id"]].append(row)
-    return _Known(advertisers, {row["conversion_id"]: row for row in locked}, by_order)
+    by_id = {row["conversion_id"]: row for row in locked}
+    return _Known(advertisers, {name: by_id[uuid] for name, uuid in kept.items() if uuid in by_id} | by_id, by_order)
 
 
 def _sender(said: VerdictRow, caller: Caller) -> int | str | None:

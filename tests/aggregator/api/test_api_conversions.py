@@ -125,6 +125,10 @@ async def test_an_order_is_found_by_the_name_on_any_of_its_receipts(
         assert (status, told["conversion_id"]) == (200, str(first))
     assert (await decided(callers.admin, other, "approved"))["conversion_id"] == str(first)
     assert len((await callers.admin("GET", path(other)))[1]["intakes"]) == 2
+    sheet = f"conversion_id,status\n{other},reversed\n{first},reversed\n"
+    headers = {"Content-Type": "text/csv"}
+    _, told = await callers.advertiser("POST", "/v1/conversions/import", data=sheet, headers=headers)
+    assert (told["updated"], [one["code"] for one in told["errors"]]) == (1, ["conflict"])
     _, stranger = await callers.admin("POST", "/v1/advertisers", json={"name": "Other"})
     key = (await keys.create(db, Wanted("advertiser", None, stranger["id"]))).key
     assert (await callers.admin.with_key(key)("GET", path(other)))[0] == 404
