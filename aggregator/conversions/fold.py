@@ -69,7 +69,7 @@ def fold(
 def _apply_one(order: Order, event: Conversion, known: Known, steps: set[str], *, no_more: bool) -> None:
     step = step_of(event)
     applied = apply(order.after, event, known, seen=step in steps)
-    if no_more and _raises(order.after, applied.state):
+    if no_more and (_raises(order.after, applied.state) or _raises(order.before, applied.state)):
         applied = Applied(order.after, Result.REJECTED, Held.OVER_CAP)
     order.outcomes[event.intake_id] = Outcome(order.id, applied.result, applied.reason)
     if applied.step and applied.step not in steps:

@@ -350,3 +350,16 @@ async def test_an_order_that_somebody_else_made_meanwhile_is_priced_at_the_rate_
     await second
     await other.close()
     assert await order.stands() == ("approved", None, 1000, 90)
+
+
+async def test_an_approved_order_does_not_pass_a_full_cap_by_being_pending_between(order: Orders) -> None:
+    await order.db.execute("UPDATE advertiser SET duplicates = 'update'")
+    await order.db.execute("UPDATE offer SET amount_max_minor = 5000")
+    await order.db.execute(
+        "INSERT INTO cap (offer_id, kind, period, amount, currency) VALUES (1, 'payout', 'day', 100, 'EUR')"
+    )
+    await order.say(1000)
+    later = sorted(uuid7() for _ in range(2))
+    events = [order.event(amount, intake_id=uuid) for amount, uuid in zip((9000, 3000), later, strict=True)]
+    await settle(order.db, events, shard=0)
+    assert (await order.stands())[3] <= 100
