@@ -223,6 +223,7 @@ REPORT_ROWS_MAX = 1_000  # rows in one answer; the next page has a cursor
 POSTBACKS_PER_MINUTE = 60_000  # that an edge process takes of an advertiser: a thousand a second, all day long
 POSTBACKS_PER_MINUTE_MAX = 6_000_000  # ten times what a process can answer
 PAGES_PER_MINUTE = 6_000  # at most, from its pages: a hundred sales a second, and anybody can send them
+PAGES_OF_NETWORK_PER_MINUTE = 600  # of them from one /24 or /48: its buyers, or who would use up those of all
 STATUSES_MAX = 100  # words that an advertiser says instead of our four; they lie in its value
 STATUS_MAX = 64  # characters of such a word
 NETWORKS_MAX = 100  # that an advertiser sends from; each of its postbacks is held against all of them

@@ -7,7 +7,7 @@ Of a request that fails here nothing is kept: it is counted, because anybody can
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -33,15 +33,24 @@ class Rates:
     def take(self, advertiser: Advertiser, doors: str, n: int, now_ms: int) -> None:
         """Count `n` more. Raises Refused where the minute's are used up already: a batch passes as a whole, or it
         would never."""
-        minute, of = now_ms // _MINUTE_MS, (advertiser.id, doors)
+        self._take({(advertiser.id, doors): advertiser.postbacks_per_minute}, n, now_ms)
+
+    def take_page(self, advertiser: Advertiser, network: str, now_ms: int) -> None:
+        """Count one from a page that somebody in `network` looks at. Raises Refused, as soon as one network has sent so
+        many that it could use up what all may."""
+        most = min(limits.PAGES_PER_MINUTE, advertiser.postbacks_per_minute)
+        of_one = min(limits.PAGES_OF_NETWORK_PER_MINUTE, most)
+        self._take({(advertiser.id, PAGES): most, (advertiser.id, f"{PAGES} {network}"): of_one}, 1, now_ms)
+
+    def _take(self, most: Mapping[tuple[int, str], int], n: int, now_ms: int) -> None:
+        minute = now_ms // _MINUTE_MS
         if minute != self.minute:
             self.minute, self.taken = minute, {}
-        taken = self.taken.get(of, 0)
-        most = limits.PAGES_PER_MINUTE if doors == PAGES else limits.POSTBACKS_PER_MINUTE_MAX
-        if taken >= min(most, advertiser.postbacks_per_minute):
+        if any(self.taken.get(of, 0) >= limit for of, limit in most.items()):
             rest_s = -(-((minute + 1) * _MINUTE_MS - now_ms) // 1000)
             raise Refused("too_many_requests", "more conversions a minute than agreed", retry_after_s=rest_s)
-        self.taken[of] = taken + n
+        for of in most:
+            self.taken[of] = self.taken.get(of, 0) + n
 
 
 _MINUTE_MS = int(limits.RATE_WINDOW_S * 1000)

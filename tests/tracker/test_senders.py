@@ -115,8 +115,25 @@ def test_pages_that_anybody_can_speak_for_get_less_than_servers() -> None:
     rates, of = Rates(), advertiser()
     rates.take(of, SERVERS, limits.POSTBACKS_PER_MINUTE - 1, 0)
     rates.take(of, SERVERS, 1, 0)
-    rates.take(of, PAGES, limits.PAGES_PER_MINUTE, 0)
-    assert refused_for_s(rates, of, PAGES, 1, 0) == 60
+    taken = [is_taken(rates, of, f"192.0.{n % 50}.0") for n in range(limits.PAGES_PER_MINUTE + 100)]
+    assert taken == [True] * limits.PAGES_PER_MINUTE + [False] * 100
+
+
+def test_one_network_cannot_use_up_what_all_pages_may_send() -> None:
+    rates, of = Rates(), advertiser()
+    taken = [is_taken(rates, of, "192.0.2.0") for _ in range(limits.PAGES_PER_MINUTE)]
+    assert sum(taken) == limits.PAGES_OF_NETWORK_PER_MINUTE
+    assert is_taken(rates, of, "198.51.100.0")
+    assert is_taken(rates, advertiser(id=2), "192.0.2.0")
+    assert len(rates.taken) == 5
+
+
+def is_taken(rates: Rates, of: Advertiser, network: str) -> bool:
+    try:
+        rates.take_page(of, network, 0)
+    except Refused:
+        return False
+    return True
 
 
 def test_each_advertiser_has_its_own_minute() -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 from schemas.conversions.dialects import DIALECTS, OWN
 from schemas.conversions.reading import posted_form, without_secrets
 from schemas.errors import Refused
-from tracker import intakes, senders
+from tracker import intakes, senders, visitor
 from tracker.doors import postbacks, requests
 from tracker.edge import Edge
 from tracker.intakes import Sender
@@ -47,7 +47,8 @@ async def _taken(request: web.Request, edge: Edge) -> intakes.Receipt:
         advertiser = await senders.by_pixel(edge.links, form.said.get("key", ""), page)
     except NotReady:
         raise Refused("unavailable", "try again in a moment") from None
-    edge.rates.take(advertiser, senders.PAGES, 1, edge.clock.now_ms())
+    network = visitor.network(requests.sender_ip(request, edge.trusted_proxies))
+    edge.rates.take_page(advertiser, network, edge.clock.now_ms())
     sender = Sender(msgspec.structs.replace(advertiser, dialect=OWN), "pixel")
     sent = intakes.read(edge, without_secrets(form.text), partial(posted_form, form.said, DIALECTS[OWN], {}))
     return await intakes.take(edge, sender, sent)
