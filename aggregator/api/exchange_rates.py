@@ -14,6 +14,7 @@ from aiohttp import web
 
 from aggregator.api.batches import Outcome
 from aggregator.api.calling import Api, Caller, answer, parameters, read_body, refusal_of
+from aggregator.api.imported import PASSED_OVER
 from aggregator.api.imports import Kind, importing
 from aggregator.api.terms import check_currency
 from aggregator.api.writing import changing, respond
@@ -100,7 +101,7 @@ async def listed(api: Api, request: web.Request) -> web.Response:
 def _check_columns(names: tuple[str, ...]) -> None:
     """Raises Refused for a file with another column, or without one of these."""
     for name in names:
-        if name not in COLUMNS:
+        if name not in {*COLUMNS, *PASSED_OVER}:
             raise Refused("unknown_field", f"there is no field {name[:64]!a}", ascii(name[:64])[1:-1])
     for name in COLUMNS:
         if name not in names:
@@ -108,8 +109,9 @@ def _check_columns(names: tuple[str, ...]) -> None:
 
 
 def _read_row(row: int, fields: dict[str, Any], is_text: bool, own: tuple[str, ...]) -> Rate:
+    said = {name: value for name, value in fields.items() if name not in PASSED_OVER}
     try:
-        return _read(row, msgspec.convert(fields, RateBody))
+        return _read(row, msgspec.convert(said, RateBody))
     except msgspec.ValidationError as error:
         raise refusal_of(str(error)) from None
 

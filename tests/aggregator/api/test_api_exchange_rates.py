@@ -70,6 +70,16 @@ async def test_a_month_comes_in_one_call(admin: Client, db: Connection) -> None:
     assert await db.fetchval("SELECT count(*) FROM audit WHERE action = 'import_rates'") == 2
 
 
+async def test_rates_go_out_and_come_back(admin: Client) -> None:
+    rate = {"day": "2026-11-01", "currency": "USD", "in_currency": "EUR", "rate": "0.9"}
+    assert (await admin("PUT", PATH, json=rate))[0] == 200
+    asking = {"Authorization": f"Bearer {admin.key}"}
+    async with admin.session.get("/v1/export/exchange-rates", headers=asking) as answer:
+        sheet = await answer.read()
+    status, told = await admin("POST", f"{PATH}/import", data=sheet, headers=CSV)
+    assert (status, told.get("unchanged")) == (200, 1), told
+
+
 async def test_a_bad_row_costs_no_other(admin: Client, db: Connection) -> None:
     rows = month(["0.9", "x", "0.8"]) + b"2026-10-03,USD,EUR,0.7\n2026-10-04,USD,USD,1\n2026-10-05,USD\n"
     status, answer = await admin("POST", f"{PATH}/import", data=rows, headers=CSV)
