@@ -16,6 +16,7 @@ from aggregator.db.connect import Connection, connect
 from aggregator.flush.session import open_session
 from loadtests.faults.drift import order_rollup_rows_wrong
 from loadtests.faults.journals import conversion, now_ms, settings, uuid7
+from schemas import limits
 from schemas.events import Conversion
 from schemas.outcomes import Status
 
@@ -363,3 +364,23 @@ async def test_an_approved_order_does_not_pass_a_full_cap_by_being_pending_betwe
     events = [order.event(amount, intake_id=uuid) for amount, uuid in zip((9000, 3000), later, strict=True)]
     await settle(order.db, events, shard=0)
     assert (await order.stands())[3] <= 100
+
+
+async def test_postgres_hears_now_and_then_from_who_decides_many_orders(
+    db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often they are decided: at first, once they are locked, with what waited for them."""
+    monkeypatch.setattr(limits, "FOLDED_AT_ONCE", 10)
+    orders = [Orders(db) for _ in range(30)]
+    others = [Orders(db) for _ in range(30)]
+    heard: list[str] = []
+    words = []
+    for of, fields in (
+        (orders, {"amount": 1000}), (orders, {"status": "rejected"}),
+        (others, {"status": "rejected"}), (others, {"amount": 1000}),
+    ):  # fmt: skip
+        heard.clear()
+        with db.query_logger(lambda record: heard.append(record.query)):
+            await settle(db, [order.event(**fields) for order in of], shard=0)
+        words.append(heard.count("SELECT"))
+    assert words == [3, 6, 3, 6]
