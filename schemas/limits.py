@@ -229,7 +229,6 @@ STATUS_MAX = 64  # characters of such a word
 NETWORKS_MAX = 100  # that an advertiser sends from; each of its postbacks is held against all of them
 PIXEL_ORIGINS_MAX = 100  # pages of an advertiser: a shop with a host in every country has fewer
 SCOPES_PER_OFFER_MAX = 20  # they lie in the offer's value, and nobody changes them often
-CLICK_WINDOW_DAYS_MAX = 365  # the longest window: what an order is named by looks back so far
 AUTO_APPROVE_DAYS_MAX = 365  # a hold of a year is a promise that nobody believes
 DURATION_MONTHS_MAX = 1_200  # a hundred years, for those who mean for ever
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -27,6 +28,9 @@ coalesce((SELECT jsonb_agg(jsonb_build_object(
                                     'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')) ORDER BY (one -> 'valid_from')::bigint)
           FROM jsonb_array_elements(offer.scopes) AS one), '[]')
 """
+
+
+_APART_MS = limits.CLICK_WINDOW_DAYS_MAX * 86_400_000  # an order is looked for under one former name, not two
 
 
 class ScopeFrom(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,7 +83,12 @@ def _in_order(scopes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise Refused("conflict", f"an offer has at most {limits.SCOPES_PER_OFFER_MAX} scopes", "scopes")
     if len({one["valid_from"] for one in scopes}) < len(scopes):
         raise Refused("bad_value", "two scopes begin at the same time", "scopes")
-    return sorted(scopes, key=lambda one: one["valid_from"])
+    ordered = sorted(scopes, key=lambda one: int(one["valid_from"]))
+    changes_ms = [one["valid_from"] for one in ordered if one["valid_from"]]
+    if any(later - earlier < _APART_MS for earlier, later in pairwise(changes_ms)):
+        days = limits.CLICK_WINDOW_DAYS_MAX
+        raise Refused("conflict", f"changes of scope lie at least {days} days apart: an order has two names", "scopes")
+    return ordered
 
 
 async def _begins_ms(db: Database, valid_from: datetime | None) -> int:

@@ -178,7 +178,7 @@ async def test_scopes_begin_now_or_later_and_what_has_begun_stays(
     assert (await admin("GET", path))[1]["scopes"] == []
     status, told = await admin("POST", f"{path}/scope", json={"scope": "offer"})
     assert (status, told["live"]) == (201, True)
-    ahead = later(days=2)
+    ahead = later(days=367)
     for scope in ("click", "programme"):  # what has not begun may still be another one
         assert (await admin("POST", f"{path}/scope", json={"scope": scope, "valid_from": ahead}))[0] == 201
     _, offer = await admin("GET", path)
@@ -186,6 +186,8 @@ async def test_scopes_begin_now_or_later_and_what_has_begun_stays(
     assert offer["scopes"] == [begun, {"scope": "programme", "valid_from": ahead}]
     published = await config(redis, redis_keys.offer(made.offer_id))
     assert [one.scope for one in published.scopes] == ["offer", "programme"]
+    status, told = await admin("POST", f"{path}/scope", json={"scope": "click", "valid_from": later(days=300)})
+    assert (status, told["error"]["field"]) == (409, "scopes"), "an order is looked for under one former name, not two"
     for valid_from in ("2020-01-01T00:00:00Z", later(seconds=-1)):
         status, told = await admin("POST", f"{path}/scope", json={"scope": "click", "valid_from": valid_from})
         assert (status, told["error"]["field"]) == (400, "valid_from")
