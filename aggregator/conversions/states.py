@@ -260,13 +260,15 @@ def _status(state: State, unclear: str) -> tuple[Status, str]:
 
 
 def _hold(state: State, unclear: str) -> str:
-    """Why it waits; what the sender itself, or time, can lift comes last."""
+    """Why it waits; what the sender itself, or time, can lift comes last. That a page said so hides nothing: its
+    advertiser may approve that, but not what is in doubt besides."""
     if LIFTED in state.said and state.payout_minor is not None:
         return ""
     soft = "" if Status.APPROVED in state.said else _awaited(state)
     hard = "" if state.held == Held.DEFAULT else state.held
-    page = Held.PIXEL if state.door == PIXEL else ""
-    return hard or state.doubt or unclear or page or soft
+    page = Held.PIXEL if PIXEL in (state.door, state.doubt) else ""
+    doubt = "" if state.doubt == PIXEL else state.doubt
+    return hard or doubt or unclear or page or soft
 
 
 def _awaited(state: State) -> str:

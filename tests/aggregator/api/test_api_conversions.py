@@ -170,10 +170,12 @@ async def test_people_approve_reject_and_reverse_once_and_all_of_it_is_on_the_re
 async def test_an_advertiser_approves_what_awaits_it_and_nothing_that_is_held_for_the_operators_sake(
     callers: Callers, made: Made, db: Connection
 ) -> None:
+    await db.execute("UPDATE offer SET amount_max_minor = 20000")
     for order_id, said, status in (
         ("a", {}, 200),
         ("b", {"status": "pending"}, 200),
         ("c", {"reason": "pixel", "door": "pixel"}, 200),
+        ("c2", {"reason": "pixel", "door": "pixel", "amount_minor": 20_001}, 403),  # a page hides no bound
         ("d", {"click_class": int(ClickClass.FLAGGED)}, 403),
         ("e", {"reason": "payout_above_bound", "payout_minor": 9_999_999}, 403),
     ):
