@@ -28,6 +28,7 @@ from schemas.outcomes import Held, NoChange, Result, Status
 NO_CURRENCY = "XXX"  # ISO 4217 for none: until it is known whose the order is
 _NEGATIVE = frozenset({Status.REJECTED, Status.REVERSED})
 LIFTED = "lifted"  # a person approved it, whatever held it
+DISMISSED = "dismissed"  # a person rejected what a page said; what its server says of the order is another matter
 _CHARGEBACKS = frozenset({"chargeback", "charge_back"})
 
 # What a person may say of a conversion of which status. A sender may say anything: what it says is a fact, and an
@@ -172,7 +173,13 @@ def lifted(state: State, known: Known, *, by_person: bool) -> State:
 
 def stated(state: State, status: Status, known: Known) -> State:
     """Rejected or reversed by a person."""
-    return settled(replace(state, said=state.said | {status}), known)
+    word = DISMISSED if status is Status.REJECTED and _is_pages(state) else status
+    return settled(replace(state, said=state.said | {word}), known)
+
+
+def _is_pages(state: State) -> bool:
+    """Has only a page told of it, and no person approved of that?"""
+    return state.door == PIXEL and LIFTED not in state.said
 
 
 def refunded(state: State, refund_minor: int | None, remaining_minor: int | None) -> State:
@@ -250,9 +257,10 @@ def _status(state: State, unclear: str) -> tuple[Status, str]:
         return Status.REJECTED, state.held
     hold = _hold(state, unclear)
     taken_back = Status.REVERSED in state.said or state.is_refunded
+    is_rejected = not state.said.isdisjoint((Status.REJECTED, DISMISSED))
     if not hold:
-        return (Status.REVERSED if taken_back or Status.REJECTED in state.said else Status.APPROVED), ""
-    if Status.REJECTED in state.said:
+        return (Status.REVERSED if taken_back or is_rejected else Status.APPROVED), ""
+    if is_rejected:
         return Status.REJECTED, state.held if state.held == Held.OVER_CAP else Held.SAID_REJECTED
     if taken_back:
         return Status.REJECTED, Held.REVERSED_BEFORE_APPROVAL
@@ -357,7 +365,7 @@ def _counted(event: Conversion, state: State, known: Known) -> str | None:
 def _posted_again(state: State, event: Conversion, known: Known, *, seen: bool) -> Applied:
     """A further post of an order: an approval, what the advertiser's policy makes of it, or a duplicate. What its
     server says takes the place of what a page said; what a person has approved of a page, no page changes."""
-    is_pages = state.door == PIXEL and LIFTED not in state.said
+    is_pages = _is_pages(state)
     if event.door != PIXEL and is_pages:
         after = _taken_over(state, event, known)
         return _outcome(state, after, known, event, _counted(event, state, known))
@@ -421,5 +429,5 @@ def _taken_over(state: State, event: Conversion, known: Known) -> State:
     made = _made(event, known)
     return replace(
         made, conversion_id=state.conversion_id, refunds_minor=state.refunds_minor,
-        remaining_minor=state.remaining_minor, said=state.said - {Status.PENDING} | made.said,
+        remaining_minor=state.remaining_minor, said=state.said - {Status.PENDING, DISMISSED} | made.said,
     )  # fmt: skip

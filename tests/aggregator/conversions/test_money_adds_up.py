@@ -98,7 +98,10 @@ def expected(policy: str, looked_at: bool, said: Sequence[Said]) -> Result | Non
     first = (counted or posts)[0]
     waits = (looked_at or first.what == "pending") and "approved" not in words
     held = left is None or (not hand_approved and (waits or not counted))
-    rejected = any(one.what == "rejected" for one in once)
+    first_of_server = once.index(counted[0]) if counted else 0
+    rejected = any(
+        one.what == "rejected" and (not one.by_hand or once.index(one) >= first_of_server) for one in once
+    )  # what a person rejected of a page is not what its server tells of later
     gone = (
         any(one.what == "reversed" for one in once) or (left == 0 and gross != 0) or (left is None and 0 in remaining)
     )

@@ -208,6 +208,19 @@ async def test_what_a_person_approved_of_a_page_no_page_raises(order: Orders) ->
     assert await order.stands() == ("approved", None, 1000, 100)
 
 
+async def test_what_a_person_rejected_of_a_page_is_paid_when_its_server_tells_of_it(order: Orders) -> None:
+    """Else anybody who guesses order ids on a page could keep sales from ever being paid."""
+    page = {"door": "pixel", "reason": "pixel"}
+    await order.say(900, **page)
+    await change.reject(order.db, [order.id], "admin:3", "not ours")
+    assert await order.stands() == ("rejected", "said_rejected", 900, 0)
+    assert await order.say(900, **page) == ("duplicate", None)
+    assert await order.say(1000, partner_id=8) == ("changed", None)
+    assert await order.stands() == ("approved", None, 1000, 100)
+    await change.reject(order.db, [order.id], "admin:3", "returned")
+    assert (await order.stands())[0] == "reversed", "what the server said is rejected for good"
+
+
 async def test_what_cannot_be_priced_cannot_be_approved(order: Orders) -> None:
     await order.say(None)
     (changed,) = await change.approve(order.db, [order.id], "admin:1", None)
