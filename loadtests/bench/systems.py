@@ -34,7 +34,8 @@ STOP_S = 20.0
 LIVE_S = 60.0
 _KAFKA = {"KAFKA_PARTITIONS": "4", "KAFKA_REPLICATION": "1", "KAFKA_MIN_INSYNC": "1"}
 _PROGRAMME = """
-WITH a AS (INSERT INTO advertiser (name, token_sha256) VALUES ('Bench', sha256('bench')) RETURNING id),
+WITH a AS (INSERT INTO advertiser (name, token_sha256, postbacks_per_minute)
+           VALUES ('Bench', sha256('bench'), 2000000000) RETURNING id),
      p AS (INSERT INTO partner (name) VALUES ('Bench') RETURNING id),
      o AS (INSERT INTO offer (advertiser_id, name, destination_url, currency)
            SELECT id, 'Bench', 'https://shop.example/buy', 'EUR' FROM a RETURNING id),
