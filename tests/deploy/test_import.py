@@ -35,6 +35,13 @@ from tests.aggregator.api.conftest import Made, conversion
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith("CLICKDAM_")}
 PARTNERS = "external_id,name\n"
+
+
+def hear_ctrl_c() -> None:
+    """A shell that runs the tests in the background has its children ignore it, and theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 IMPORTED = 40_000  # so many that it is under way when it is stopped, also where both are slow
 
 
@@ -50,8 +57,9 @@ class Commands:
         known = {"CLICKDAM_API_URL": self.api_url, "CLICKDAM_API_KEY": self.key, "COLUMNS": "200"}
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "deploy.run.cli", *map(str, arguments), env=CLEAN | known, stdout=pipe, stderr=pipe
-        )
+            sys.executable, "-m", "deploy.run.cli", *map(str, arguments), env=CLEAN | known, stdout=pipe, stderr=pipe,
+            preexec_fn=hear_ctrl_c,
+        )  # fmt: skip
 
     async def __call__(self, *arguments: str | Path) -> tuple[int | None, str]:
         """The exit and all that was said."""
