@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +24,7 @@ from aggregator.api.destinations import own_urls
 from aggregator.api.idempotency import Answer, Asked, Replayed
 from aggregator.api.imported import SHEETS, Sheet, read_wanted
 from aggregator.api.sheets import Cutter, Header, Record
+from aggregator.api.writing import transaction
 from aggregator.db.connect import Pooled, acquire
 from schemas import limits
 from schemas.errors import Refused
@@ -174,7 +174,7 @@ async def _take(api: Api, upload: _Upload, batch: list[Record]) -> None:
 async def _carry_out(
     db: Pooled, upload: _Upload, wanted: list[Row], refused: list[tuple[int, Refused]], asked: Asked | None
 ) -> Outcome:
-    async with _transaction(db, undone=upload.dry_run):
+    async with transaction(db, undone=upload.dry_run):
         if asked:
             await idempotency.begin(db, asked, secrets.token_bytes(32))
         source = f"import {asked.key if asked else 'sha256:' + upload.said.hexdigest()[:32]}"
@@ -183,18 +183,6 @@ async def _carry_out(
         if asked:
             await idempotency.finish(db, asked, Answer(_kept(outcome)))
     return outcome
-
-
-@asynccontextmanager
-async def _transaction(db: Pooled, *, undone: bool) -> AsyncIterator[None]:
-    transaction = db.transaction()
-    await transaction.start()
-    try:
-        yield
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await (transaction.rollback() if undone else transaction.commit())
 
 
 def _asked(upload: _Upload, first: int) -> Asked | None:

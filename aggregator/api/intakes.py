@@ -3,8 +3,7 @@ run again what was refused, once what was wrong is put right."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 from uuid import UUID
@@ -15,7 +14,7 @@ from aiohttp import web
 from aggregator.api import dates, rows
 from aggregator.api.calling import CALLER, ID_MAX, UUID_TEXT, Api, Id, Name, answer, parameters, read_body
 from aggregator.api.dates import Instant
-from aggregator.api.writing import changing, respond
+from aggregator.api.writing import changing, respond, transaction
 from aggregator.conversions.rerun import Range, Rerun
 from aggregator.conversions.rerun import rerun as run_again
 from aggregator.db.connect import Database, Row, acquire
@@ -74,7 +73,7 @@ async def rerun(api: Api, request: web.Request) -> web.Response:
     body = await read_body(request, RerunBody)
     wanted = _read(body)
     async with changing(api, request) as change:
-        async with _undone_if(change.db, is_undone=body.dry_run):
+        async with transaction(change.db, undone=body.dry_run):
             done = await run_again(change.db, wanted, partial(_configs, change.db), api.click_keys)
         told = _told(done, is_dry=body.dry_run)
         if not body.dry_run:
@@ -132,18 +131,6 @@ def _told(done: Rerun, *, is_dry: bool) -> dict[str, Any]:
 async def _configs(db: Database, kind: Literal["advertiser", "offer"], ids: Iterable[int]) -> Mapping[int, Any]:
     found = await current(db, kind, ids, epoch=0)
     return {one.id: one for one in found.values() if isinstance(one, links.Advertiser | links.Offer)}
-
-
-@asynccontextmanager
-async def _undone_if(db: Database, *, is_undone: bool) -> AsyncIterator[None]:
-    transaction = db.transaction()
-    await transaction.start()
-    try:
-        yield
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await (transaction.rollback() if is_undone else transaction.commit())
 
 
 def _first_at(ms: int) -> UUID:

@@ -77,6 +77,19 @@ async def changing(api: Api, request: web.Request) -> AsyncIterator[Change]:
                     await idempotency.finish(db, asked, change.answer)
 
 
+@asynccontextmanager
+async def transaction(db: Pooled, *, undone: bool) -> AsyncIterator[None]:
+    """A transaction, or what would have come of one: a dry run is the same work rolled back."""
+    begun = db.transaction()
+    await begun.start()
+    try:
+        yield
+    except BaseException:
+        await begun.rollback()
+        raise
+    await (begun.rollback() if undone else begun.commit())
+
+
 async def respond(api: Api, change: Change) -> web.Response:
     """The answer to a change that has committed, when what it changed is live."""
     return await respond_again(api, change.caller, change.nonce, change.answer)
