@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -149,6 +151,8 @@ def test_a_demo_whose_edge_is_gone_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_demo_kills_one_of_several_aggregators_and_nobody_else() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "aggregator"]) as ours:
         told = {"processes": {"aggregator": [ours.pid, os.getpid()]}}
+        while not psutil.Process(ours.pid).cmdline():  # for a moment a process that begins has none
+            time.sleep(0.01)
         assert kill_aggregator(told) == ours.pid
         assert ours.wait(10) == -signal.SIGKILL
     with pytest.raises(CannotStart, match=f"{ours.pid} is not the aggregator any more"):
