@@ -8,6 +8,8 @@ LINE_BYTES_MAX = 32_768  # read of a request line, so that a too long query gets
 HEADER_BYTES_MAX = 8_190  # one header line or field, aiohttp's own default said explicitly
 LANE_HEAD_BYTES_MAX = 8_190  # a longer head is aiohttp's: so the lane never takes a line or field that aiohttp refuses
 LANE_HEADERS_MAX = 100  # aiohttp refuses more than 128
+LANE_LINE_BYTES_MAX = 300  # of a header's line whose meaning is kept; User-Agents end before it
+LANE_LINES_MAX = 10_000  # of them, about 4 MB; then a process begins anew
 BODY_BYTES_MAX = 262_144  # a call of the API; an offer with 20 landings comes to about 10 kB
 FORM_BYTES_MAX = 65_536  # a postback with every field filled with letters that are encoded comes to about 30 kB
 CONVERSIONS_BYTES_MAX = 2 * 1024 * 1024  # 1,000 conversions with every field filled come to about 1 MB
@@ -44,8 +46,8 @@ SHUTDOWN_S = 8.0  # for requests in flight at SIGTERM; the whole exit has 15 s
 EXIT_S = 15.0  # promise P5: SIGTERM to exit
 
 # The recorder
-SWITCH_S = 0.000_5  # the log's thread gets the interpreter when it wants it; Python's 5 ms, twice a batch, is a wait
-LINGER_S = 0.001_5  # the first click of a batch waits this long for company
+SWITCH_S = 0.000_05  # the log's thread gets the interpreter when it wants it, five times a batch: Python waits 5 ms
+LINGER_S = 0.000_3  # the first click of a batch waits this long for company; at load a batch fills while one is written
 ACK_DEADLINE_S = 0.150  # the longest a visitor waits for durability
 BATCH_BYTES_MAX = 131_072  # one group commit; larger ones gain nothing and delay everyone in them
 QUEUE_EVENTS_MAX = 50_000  # events not yet durable, about 25 MB; beyond it new ones are counted lost
@@ -74,7 +76,8 @@ ABANDONED_RETRY_S = 30.0  # the spool of a slot that has no worker any more; its
 # The journal
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024  # a segment and so its WAL; a frozen reader cannot grow it further
 SEGMENT_AGE_MAX_S = 3_600.0  # a quiet edge still lets old segments be removed
-JOURNAL_POLL_S = 0.05  # how often an idle reader looks; adds half of this to a click's way to Postgres
+JOURNAL_POLL_S = 0.05  # a slot that was read to its end is left alone for so long: Postgres' group commit
+JOURNAL_IDLE_S = 0.2  # one in which there was nothing new; adds half of this to the first click's way to Postgres
 
 # Redis
 READ_TIMEOUT_S = 0.100  # the request path never waits longer for Redis; on a full core 50 ms pass by themselves

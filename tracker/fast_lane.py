@@ -36,22 +36,19 @@ from tracker.proxies import client_ip
 from tracker.steps import Click, Decision, Target, judge, redirects
 
 log = structlog.get_logger()
-_LINE = re.compile(rf'(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!"$-~]*))? HTTP/1\.1\r\n', re.ASCII)
+_LINE = re.compile(rf'(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!"$-~]*))? HTTP/1\.1\r', re.ASCII)
 _POSTBACK = b"GET /postback?"
-_POSTBACK_LINE = re.compile(r'GET /postback\?([!"$-~]*) HTTP/1\.1\r\n', re.ASCII)
-_OF_SENDERS = re.compile(r"\n(?:authorization|x-clickdam-signature):", re.IGNORECASE | re.ASCII)
+_POSTBACK_LINE = re.compile(r'GET /postback\?([!"$-~]*) HTTP/1\.1\r', re.ASCII)
 _BEGINS = (b"GET /c/", b"HEAD /c/", _POSTBACK)
 _END = b"\r\n\r\n"
-# Headers with which a request is none of ours: they change how it is read, or aiohttp refuses some of their values. And
-# those that say whose click it is. httptools has seen before that each line is one header, none continued on the next.
+# Headers with which a request is none of ours: they change how it is read, or aiohttp refuses some of their values.
 _AIOHTTPS = frozenset(
     "expect content-length content-type content-range content-location transfer-encoding upgrade proxy-connection etag "
     "max-forwards server".split()
 )
-_HEADERS = re.compile(
-    rf"\n(user-agent|referer|host|accept-language|x-forwarded-for|{'|'.join(sorted(_AIOHTTPS))}):[ \t]*([^\r]*)",
-    re.IGNORECASE | re.ASCII,
-)
+_SENDERS = frozenset({"authorization", "x-clickdam-signature"})
+_OWN = _SENDERS | {"referer", "x-forwarded-for"}  # hardly anybody says the same
+_NAMES = _AIOHTTPS | _OWN | {"user-agent", "host", "accept-language"}
 _FOUND = b"HTTP/1.1 302 Found\r\nLocation: "
 _FIXED = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 _BODY = {"GET": "Content-Length: 0\r\n", "HEAD": ""}  # as aiohttp says it
@@ -276,7 +273,7 @@ def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
     if data.startswith(_POSTBACK):
         return None
     found_head = _head(data)
-    line = _LINE.match(found_head[1]) if found_head else None
+    line = _LINE.fullmatch(found_head[1]) if found_head else None
     if found_head is None or line is None:
         return None
     size_bytes, _, headers = found_head
@@ -300,26 +297,45 @@ def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
 def _read_postback(data: bytes) -> tuple[int, str, str] | None:
     """How long a plain postback is, its query, and for whom it says that it comes; None where it is none."""
     head = _head(data)
-    line = _POSTBACK_LINE.match(head[1]) if head else None
-    if head is None or line is None or _OF_SENDERS.search(head[1]):
+    line = _POSTBACK_LINE.fullmatch(head[1]) if head else None
+    if head is None or line is None or not _SENDERS.isdisjoint(head[2]):
         return None
     return head[0], line[1], head[2].get("x-forwarded-for", "")
 
 
+class _Lines(dict[bytes, tuple[str, str] | None]):
+    """What a header's line says: its name in lower case and its value, None where it does not matter. Most lines are
+    said by many, so what they say is kept."""
+
+    def __missing__(self, line: bytes) -> tuple[str, str] | None:
+        name, _, value = line.decode("ascii").partition(":")
+        name = name.lower()
+        said = (name, value.lstrip(" \t").partition("\r")[0]) if name in _NAMES else None
+        if name not in _OWN and len(line) <= limits.LANE_LINE_BYTES_MAX:
+            if len(self) >= limits.LANE_LINES_MAX:
+                self.clear()
+            self[line] = said
+        return said
+
+
+_says = _Lines().__getitem__
+
+
 def _head(data: bytes) -> tuple[int, str, dict[str, str]] | None:
-    """How long the first request is, its head, and those of its headers that matter; None where it is not plain."""
+    """How long the first request is, its first line, and those of its headers that matter; None where it is not plain.
+    httptools sees to it that each line is one header, none continued on the next."""
     size_bytes = data.find(_END) + len(_END)
     head = data if size_bytes == len(data) else data[:size_bytes]
-    if not len(_END) <= size_bytes <= limits.LANE_HEAD_BYTES_MAX:
+    if not len(_END) <= size_bytes <= limits.LANE_HEAD_BYTES_MAX or not head.isascii() or not _is_plain(head):
         return None
-    if not head.isascii() or not _is_plain(head) or head.count(b"\n") > limits.LANE_HEADERS_MAX:
+    line, *lines = head.split(b"\n")
+    if len(lines) > limits.LANE_HEADERS_MAX:
         return None
-    text = head.decode()
-    found = _HEADERS.findall(text)
-    headers = {name.lower(): value for name, value in found}
+    found = [*filter(None, map(_says, lines))]
+    headers = dict(found)
     if len(headers) < len(found) or "host" not in headers or not _AIOHTTPS.isdisjoint(headers):
         return None
-    return size_bytes, text, headers
+    return size_bytes, line.decode("ascii"), headers
 
 
 class _Answer(msgspec.Struct, gc=False):

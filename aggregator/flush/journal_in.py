@@ -79,17 +79,17 @@ class JournalReader:
 
     def _read(self) -> tuple[Batch | None, float]:
         """The first batch found in the slots that are due, and how long to wait where there is none. A slot that had
-        no more is left alone for JOURNAL_POLL_S: that is Postgres' group commit."""
+        no more is left alone for a while: that is Postgres' group commit."""
         for slot in sorted(journal.slots(self._folder), key=self._due_at):
             now = time.monotonic()
             if self._due_at(slot) > now:
                 return None, self._due_at(slot) - now
             batch, more = self._read_slot(slot)
-            self._due[slot] = now if more else now + limits.JOURNAL_POLL_S
+            self._due[slot] = now if more else now + (limits.JOURNAL_POLL_S if batch else limits.JOURNAL_IDLE_S)
             if batch:
                 self._next[batch.source, slot] = batch.next
                 return replace(batch, begun=self._begun()), 0.0
-        return None, limits.JOURNAL_POLL_S
+        return None, limits.JOURNAL_IDLE_S
 
     def _begun(self) -> list[Begun]:
         """The edges of all slots that have written. Looked up after a batch was read: what an edge writes that is not
