@@ -47,7 +47,7 @@ EXIT_S = 15.0  # promise P5: SIGTERM to exit
 
 # The recorder
 SWITCH_S = 0.000_05  # the log's thread gets the interpreter when it wants it, five times a batch: Python waits 5 ms
-LINGER_S = 0.000_3  # the first click of a batch waits this long for company; at load a batch fills while one is written
+LINGER_S = 0.001_5  # the first click of a batch waits at most this long for company, while others keep coming
 ACK_DEADLINE_S = 0.150  # the longest a visitor waits for durability
 BATCH_BYTES_MAX = 131_072  # one group commit; larger ones gain nothing and delay everyone in them
 QUEUE_EVENTS_MAX = 50_000  # events not yet durable, about 25 MB; beyond it new ones are counted lost

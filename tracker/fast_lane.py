@@ -39,8 +39,9 @@ log = structlog.get_logger()
 _LINE = re.compile(rf'(GET|HEAD) /c/({CODE.pattern})/?(?:\?([!"$-~]*))? HTTP/1\.1\r', re.ASCII)
 _POSTBACK = b"GET /postback?"
 _POSTBACK_LINE = re.compile(r'GET /postback\?([!"$-~]*) HTTP/1\.1\r', re.ASCII)
-_BEGINS = (b"GET /c/", b"HEAD /c/", _POSTBACK)
+_CLICKS = (b"GET /c/", b"HEAD /c/")
 _END = b"\r\n\r\n"
+_END_BYTES = len(_END)
 # Headers with which a request is none of ours: they change how it is read, or aiohttp refuses some of their values.
 _AIOHTTPS = frozenset(
     "expect content-length content-type content-range content-location transfer-encoding upgrade proxy-connection etag "
@@ -62,19 +63,23 @@ class Arrivals:
     def __init__(self, edge: Edge, loop: asyncio.AbstractEventLoop) -> None:
         self._edge = edge
         self._loop = loop
-        self._came: list[tuple[FastLane, bytes]] = []
+        self._clicks: list[tuple[FastLane, bytes]] = []
+        self._postbacks: list[tuple[FastLane, bytes]] = []
         self._answers = postback_lane.Answers(edge, loop)
 
-    def add(self, connection: FastLane, data: bytes) -> None:
-        if not self._came:
-            self._loop.call_soon(self._look)
-        self._came.append((connection, data))
+    def add_click(self, connection: FastLane, data: bytes) -> None:
+        if not self._clicks:
+            self._loop.call_soon(self._look_at_clicks)
+        self._clicks.append((connection, data))
 
-    def _look(self) -> None:
-        came, self._came = self._came, []
+    def add_postback(self, connection: FastLane, data: bytes) -> None:
+        if not self._postbacks:
+            self._loop.call_soon(self._look_at_postbacks)
+        self._postbacks.append((connection, data))
+
+    def _look_at_clicks(self) -> None:
+        came, self._clicks = self._clicks, []
         now_ms, now = self._edge.clock.now_ms(), self._loop.time()
-        if any(data.startswith(_POSTBACK) for _, data in came):
-            came = self._look_at_postbacks(came, now)
         try:
             asked = [_read(self._edge, now_ms, connection.peer, data) for connection, data in came]
             answers = _answers(self._edge, asked)
@@ -97,19 +102,25 @@ class Arrivals:
                 connection.force_close()
         self._edge.recorder.answer_when_durable(waiting, now_ms)
 
-    def _look_at_postbacks(self, came: list[tuple[FastLane, bytes]], now: float) -> list[tuple[FastLane, bytes]]:
-        """Take those among them that are plain; the others."""
-        heads = [_read_postback(data) if data.startswith(_POSTBACK) else None for _, data in came]
+    def _look_at_postbacks(self) -> None:
+        came, self._postbacks = self._postbacks, []
+        now = self._loop.time()
+        heads = [_read_postback(data) for _, data in came]
         asked = [
             self._asked(connection.peer, *head[1:]) if head else None
             for (connection, _), head in zip(came, heads, strict=True)
         ]
         taken = [postback_lane.put(self._edge, asks) if asks else None for asks in asked]
         for (connection, data), head, of in zip(came, heads, taken, strict=True):
-            if head and of:
-                connection.take(data, head[0], now)
-                self._answers.when_durable(of, connection)
-        return [one for one, of in zip(came, taken, strict=True) if of is None]
+            try:
+                if head and of:
+                    connection.take(data, head[0], now)
+                    self._answers.when_durable(of, connection)
+                else:
+                    connection.pass_on(data)
+            except Exception:
+                log.exception("postback_failed")
+                connection.force_close()
 
     def _asked(self, peer: str, query: str, forwarded_for: str) -> postback_lane.Asked | None:
         return postback_lane.read(self._edge, query, client_ip(peer, forwarded_for, self._edge.trusted_proxies))
@@ -138,16 +149,19 @@ class FastLane(Connection):
     def data_received(self, data: bytes) -> None:
         if self._is_holding and data:  # without data aiohttp asks itself for the rest of what it has
             self._hold(data)
-        elif data and self._is_about_to_wait():
+        elif data and self._waiter is None and self._is_about_to_wait():
             self._hold(data)
             self._loop.call_soon(self._go_on)
         else:
             self._look_at(data)
 
     def _look_at(self, data: bytes) -> None:
-        if data.startswith(_BEGINS) and self._is_idle():
+        if data.startswith(_CLICKS) and self._is_idle():
             self._is_holding = True
-            self._arrivals.add(self, data)
+            self._arrivals.add_click(self, data)
+        elif data.startswith(_POSTBACK) and self._is_idle():
+            self._is_holding = True
+            self._arrivals.add_postback(self, data)
         else:
             self._give(data)
 
@@ -165,7 +179,7 @@ class FastLane(Connection):
 
     def _is_about_to_wait(self) -> bool:
         """Whether aiohttp has answered and will wait in a moment: who asks again at once must not be its for ever."""
-        if self._waiter is not None or not self._request_count:
+        if not self._request_count:
             return False
         has_answered = not self._messages and not self._request_in_progress
         return has_answered and self._framing.is_between and not (self._close or self._force_close)
@@ -270,8 +284,6 @@ class _Asks(msgspec.Struct, gc=False):
 
 def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
     """What the first request asks; None where aiohttp should look at it."""
-    if data.startswith(_POSTBACK):
-        return None
     found_head = _head(data)
     line = _LINE.fullmatch(found_head[1]) if found_head else None
     if found_head is None or line is None:
@@ -286,9 +298,9 @@ def _read(edge: Edge, now_ms: int, peer: str, data: bytes) -> _Asks | None:
         query,
         peer,
         said("x-forwarded-for", ""),
-        said("user-agent", "").rstrip(" \t"),
-        said("referer", "").rstrip(" \t"),
-        headers["host"].rstrip(" \t"),
+        said("user-agent", ""),
+        said("referer", ""),
+        headers["host"],
         said("accept-language", ""),
     )
     return _Asks(size_bytes, method, code, click)
@@ -310,7 +322,7 @@ class _Lines(dict[bytes, tuple[str, str] | None]):
     def __missing__(self, line: bytes) -> tuple[str, str] | None:
         name, _, value = line.decode("ascii").partition(":")
         name = name.lower()
-        said = (name, value.lstrip(" \t").partition("\r")[0]) if name in _NAMES else None
+        said = (name, value.partition("\r")[0].strip(" \t")) if name in _NAMES else None
         if name not in _OWN and len(line) <= limits.LANE_LINE_BYTES_MAX:
             if len(self) >= limits.LANE_LINES_MAX:
                 self.clear()
@@ -324,9 +336,9 @@ _says = _Lines().__getitem__
 def _head(data: bytes) -> tuple[int, str, dict[str, str]] | None:
     """How long the first request is, its first line, and those of its headers that matter; None where it is not plain.
     httptools sees to it that each line is one header, none continued on the next."""
-    size_bytes = data.find(_END) + len(_END)
+    size_bytes = data.find(_END) + _END_BYTES
     head = data if size_bytes == len(data) else data[:size_bytes]
-    if not len(_END) <= size_bytes <= limits.LANE_HEAD_BYTES_MAX or not head.isascii() or not _is_plain(head):
+    if not _END_BYTES <= size_bytes <= limits.LANE_HEAD_BYTES_MAX or not head.isascii() or not _is_plain(head):
         return None
     line, *lines = head.split(b"\n")
     if len(lines) > limits.LANE_HEADERS_MAX:

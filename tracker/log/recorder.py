@@ -1,7 +1,7 @@
 """Group commit: events wait together for one durable write, and each waiter learns what became of its event.
 
-Nothing in flight: a batch leaves at the linger. While one is in flight the next one fills. A waiter past the deadline
-is answered `late`; its batch stays in flight.
+Nothing in flight: a batch leaves when nothing more comes, at the linger at the latest. While one is in flight the next
+one fills. A waiter past the deadline is answered `late`; its batch stays in flight.
 """
 
 from __future__ import annotations
@@ -190,9 +190,15 @@ class Recorder:
         return batch
 
     async def _linger(self, batch: Batch) -> None:
-        rest = batch.opened + limits.LINGER_S - time.monotonic()
-        if rest > 0 and batch.size_bytes < limits.BATCH_BYTES_MAX:
-            await asyncio.sleep(rest)
+        """Return when nothing more has come in two turns of the loop, which is idle then; when it is not, company is
+        worth a wait, to the linger at most."""
+        events = 0
+        while events < len(batch.events) and time.monotonic() < batch.opened + limits.LINGER_S:
+            if batch.size_bytes >= limits.BATCH_BYTES_MAX:
+                return
+            events = len(batch.events)
+            await asyncio.sleep(0)  # what came is taken
+            await asyncio.sleep(0)  # and looked at
 
     async def _write(self, batch: Batch) -> Outcome:
         started = time.monotonic()
