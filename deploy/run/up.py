@@ -211,7 +211,8 @@ def _seed(machine: Machine) -> None:
         return
     if machine.memory.demo is None:
         shop_url = f"http://127.0.0.1:{port_of(machine.doors.shop)}"
-        _remember(machine, demo=seed(machine.api_url, machine.memory.admin_key, shop_url))
+        seeded = seed(machine.api_url, machine.memory.admin_key, machine.database_url, shop_url)
+        _remember(machine, demo=seeded)
     demo: Demo = msgspec.convert(machine.memory.demo, Demo)
     token = {"CLICKDAM_DEMO_TOKEN": demo.advertiser_token}
     _keep(machine, "demo-shop", [machine.doors.shop], token, [f"--edge-url={machine.edge_url}"])
