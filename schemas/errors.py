@@ -25,6 +25,7 @@ _CALLS = {
     "too_many_requests": 429,
     "internal": 500,
     "unavailable": 503,
+    "too_heavy": 503,
 }
 # Of a conversion door: the reason on a `rejected` receipt. docs/postbacks.md has the same list.
 REJECTIONS = {

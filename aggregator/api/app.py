@@ -50,11 +50,12 @@ from aggregator.api.calling import CALLER, Api, Caller
 from aggregator.api.idempotency import Replayed
 from aggregator.api.rates import counting_calls
 from aggregator.api.writing import respond_again
-from aggregator.db.connect import Pool, acquire, pool
-from aggregator.reports import report
+from aggregator.db.connect import Pool, acquire, acquire_to_read, pool, report_pool
+from aggregator.reports import question, report
+from aggregator.reports.question import Question
 from aggregator.reports.remembered import Remembered
-from aggregator.reports.report import Report
 from aggregator.reports.scores import Segment, score
+from aggregator.reports.state import Versions
 from schemas import limits
 from schemas.errors import STATUS, Refused
 from schemas.http import serving
@@ -202,11 +203,13 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
         reading(url) as reads,
         counting_calls(url) as rates,
         pool(settings.database_url) as connections,
+        report_pool(settings.database_url) as readers,
     ):
+        versions = Versions(connections)
         api = Api(
-            connections, redis, rates, settings.public_url,
-            Remembered("report", partial(make_report, connections), report.life_s, reads),
-            Remembered("score", partial(make_score, connections), lambda _: limits.SCORE_S, reads), settings.keys,
+            connections, readers, redis, rates, settings.public_url, versions,
+            Remembered("report", partial(make_report, readers, versions), question.life_s, reads),
+            Remembered("score", partial(make_score, readers), lambda _: limits.SCORE_S, reads), settings.keys,
         )  # fmt: skip
         warming = asyncio.create_task(warm_up(api), name="api-warm-up")
         try:
@@ -217,13 +220,13 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
                 await warming
 
 
-async def make_report(connections: Pool, asked: Report) -> dict[str, Any]:
-    async with acquire(connections) as db:
-        return await report.report(db, asked)
+async def make_report(readers: Pool, versions: Versions, asked: Question) -> dict[str, Any]:
+    async with acquire_to_read(readers) as db:
+        return await report.report(db, asked.report)
 
 
-async def make_score(connections: Pool, segment: Segment) -> dict[str, Any]:
-    async with acquire(connections) as db:
+async def make_score(readers: Pool, segment: Segment) -> dict[str, Any]:
+    async with acquire_to_read(readers) as db:
         return await score(db, segment, datetime.now(UTC).date())
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -17,9 +20,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aggregator.api.rates import Rates
 from aggregator.db.connect import Pool
 from aggregator.reports.asked import by_name, is_whole
-from aggregator.reports.remembered import Remembered
-from aggregator.reports.report import Report
+from aggregator.reports.question import Question
+from aggregator.reports.remembered import Given, Remembered
 from aggregator.reports.scores import Segment
+from aggregator.reports.state import Versions
 from schemas import limits
 from schemas.click_id import ClickKeys
 from schemas.errors import Refused
@@ -46,6 +50,8 @@ _SHAPES = {
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _SHOWN_MAX = 200
+VARY = "Authorization, Accept"  # what an answer that may be kept depends on
+_ETAG_MAX = 32  # hex digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +81,24 @@ CALLER = web.RequestKey("caller", Caller)  # where a request carries it, once it
 
 @dataclass(slots=True)
 class Api:
-    """What the calls are carried out with. `turns`: which requests are under way, by key and Idempotency-Key.
-    `importing`: held while a batch of an import is carried out. `click_keys`: to run intakes again."""
+    """What the calls are carried out with. `readers`: connections for reports and lists, `versions`: of what they read,
+    `reading`: how many are under way by key, `streams`: how many files are being sent. `turns`: which requests are
+    under way, by key and Idempotency-Key. `importing`: held while a batch of an import is carried out. `click_keys`: to
+    run intakes again."""
 
     pool: Pool
+    readers: Pool
     redis: Redis
     rates: Rates
     public_url: str
-    reports: Remembered[Report]
+    versions: Versions
+    reports: Remembered[Question]
     scores: Remembered[Segment]
     click_keys: ClickKeys | None = None
     turns: WeakValueDictionary[tuple[int, str], asyncio.Lock] = field(default_factory=WeakValueDictionary)
     importing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reading: Counter[int] = field(default_factory=Counter)
+    streams: int = 0
     warm: bool = False
     draining: bool = False
 
@@ -112,9 +124,33 @@ def answer(body: dict[str, Any], status: int = 200, version: int | None = None) 
     return web.json_response(body, status=status, headers=headers)
 
 
-def raw_answer(body: bytes) -> web.Response:
-    """JSON that is written already."""
-    return web.Response(body=body, content_type="application/json", charset="utf-8")
+def given_answer(request: web.Request, given: Given) -> web.Response:
+    """JSON that is remembered, or 304 for who has it already. It may be kept no longer than seconds, because any change
+    is to be seen; then asking again costs a 304."""
+    etag = hashlib.sha256(given.body).hexdigest()[:_ETAG_MAX]
+    max_age_s = int(min(given.life_s, limits.REPORT_OPEN_S))
+    headers = {"Cache-Control": f"private, max-age={max_age_s}", "Vary": VARY}
+    if request.method == "GET" and any(one.value in (etag, "*") for one in request.if_none_match or ()):
+        response = web.Response(status=304, headers=headers)
+    else:
+        response = web.Response(body=given.body, content_type="application/json", charset="utf-8", headers=headers)
+    response.etag = etag
+    return response
+
+
+@contextmanager
+def at_once(api: Api, caller: Caller) -> Iterator[None]:
+    """One more call of this key that may take long. Raises Refused where too many are under way."""
+    if api.reading[caller.key_id] >= limits.REPORTS_AT_ONCE_PER_KEY:
+        sentence = f"this key may make {limits.REPORTS_AT_ONCE_PER_KEY} such calls at once"
+        raise Refused("too_many_requests", sentence, retry_after_s=1)
+    api.reading[caller.key_id] += 1
+    try:
+        yield
+    finally:
+        api.reading[caller.key_id] -= 1
+        if not api.reading[caller.key_id]:
+            del api.reading[caller.key_id]
 
 
 def path_id(request: web.Request, noun: str, name: str = "id") -> int:

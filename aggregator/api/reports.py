@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from aggregator.api.calling import CALLER, Api, raw_answer
+from aggregator.api.calling import CALLER, Api, at_once, given_answer
 from aggregator.db.connect import acquire
 from aggregator.reports import asked
+from aggregator.reports.question import question
 from aggregator.reports.report import Report
 
 
@@ -18,4 +19,10 @@ async def get(api: Api, request: web.Request) -> web.Response:
         programme = await db.fetchrow("SELECT timezone, currency FROM programme")
         assert programme is not None
         query = asked.read(list(request.rel_url.query.items()), programme["timezone"], datetime.now(UTC))
-    return raw_answer(await api.reports.answer(Report(query, programme["currency"], request[CALLER].partner_id)))
+    return await answered(api, request, Report(query, programme["currency"], request[CALLER].partner_id))
+
+
+async def answered(api: Api, request: web.Request, report: Report) -> web.Response:
+    """A report as it is remembered, else made."""
+    with at_once(api, request[CALLER]):
+        return given_answer(request, await api.reports.answer(await question(api.versions, report)))

@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from aggregator.api.calling import CALLER, ID_MAX, Api, Caller, parameters, path_id, raw_answer
+from aggregator.api.calling import CALLER, ID_MAX, Api, Caller, given_answer, parameters, path_id
 from aggregator.db.connect import Database, acquire
 from aggregator.reports.asked import number
 from aggregator.reports.scores import Segment
@@ -30,7 +30,7 @@ async def get(api: Api, request: web.Request) -> web.Response:
     segment = _segment(path_id(request, "offer"), given, caller)
     async with acquire(api.pool) as db:
         await _check(db, segment, caller)
-    return raw_answer(await api.scores.answer(segment))
+    return given_answer(request, await api.scores.answer(segment))
 
 
 def _segment(offer_id: int, given: dict[str, str], caller: Caller) -> Segment:

@@ -27,7 +27,7 @@ _OPEN = "unexpected end of data"  # as csv says that a quote is open
 _CR = "new-line character seen in unquoted field - do you need to open the file in universal-newline mode?"
 _REASONS = {_OPEN: "a quote is not closed", _CR: "lines end with LF or CR LF, not with CR alone"}
 # what a spreadsheet would take for a formula
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
 
 
 class Record(NamedTuple):
@@ -218,8 +218,14 @@ def _nested(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(value: Any, *, safe: bool) -> str:
     if value is None:
         return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return f"'{text}" if safe and text.startswith(_FORMULA) else text
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return guarded(value) if safe else value
+
+
+def guarded(text: str) -> str:
+    """With a quote before what a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _is_utf_8(text: str) -> bool:

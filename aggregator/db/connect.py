@@ -37,6 +37,14 @@ DatabaseAway = (
 )
 
 _KEEPALIVES = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+_READING = {
+    "default_transaction_read_only": "on",
+    "statement_timeout": str(round(limits.REPORT_STATEMENT_S * 1000)),
+    "idle_in_transaction_session_timeout": str(round(2 * limits.EXPORT_PAUSE_MAX_S * 1000)),
+    "work_mem": f"{limits.REPORT_WORK_MEM_BYTES // 1024}kB",
+    "max_parallel_workers_per_gather": "0",
+    "jit": "off",  # it takes longer than the reports do
+}
 
 
 async def connect(database_url: str, *, command_timeout_s: float, application_name: str = "clickdam") -> Connection:
@@ -72,13 +80,32 @@ async def connected(database_url: str, *, command_timeout_s: float, application_
 @asynccontextmanager
 async def pool(database_url: str, *, application_name: str = "clickdam-api") -> AsyncIterator[Pool]:
     """The API's connections, opened when first needed, so that it starts while Postgres is away."""
+    settings = _server_settings(application_name)
+    async with _pool(database_url, limits.API_POOL_MAX, limits.STATEMENT_S, settings) as connections:
+        yield connections
+
+
+@asynccontextmanager
+async def report_pool(database_url: str) -> AsyncIterator[Pool]:
+    """Connections that only read, for what may take long: Postgres itself gives up a statement that takes too long or
+    a reader that is gone, and none takes more than one core from whoever writes."""
+    settings = _server_settings("clickdam-reports") | _READING
+    timeout_s = limits.REPORT_STATEMENT_S + limits.CLOSE_S  # Postgres is to be the first, and says why
+    async with _pool(database_url, limits.REPORT_POOL_MAX, timeout_s, settings) as connections:
+        yield connections
+
+
+@asynccontextmanager
+async def _pool(
+    database_url: str, connections_max: int, statement_s: float, settings: dict[str, str]
+) -> AsyncIterator[Pool]:
     connections = asyncpg.create_pool(
         database_url,
         min_size=0,
-        max_size=limits.API_POOL_MAX,
+        max_size=connections_max,
         timeout=limits.CONNECT_S,
-        command_timeout=limits.STATEMENT_S,
-        server_settings=_server_settings(application_name),
+        command_timeout=statement_s,
+        server_settings=settings,
         init=_read_json,
     )
     async with asyncio.timeout(limits.CONNECT_S):
@@ -100,6 +127,19 @@ async def acquire(connections: Pool) -> AsyncIterator[Pooled]:
         raise Refused("unavailable", "the database does not answer, please repeat the request") from error
     except asyncpg.DeadlockDetectedError as error:
         raise Refused("unavailable", "another change was in the way, please repeat the request") from error
+
+
+@asynccontextmanager
+async def acquire_to_read(connections: Pool) -> AsyncIterator[Pooled]:
+    """The same of `report_pool`. Raises Refused("too_heavy") where Postgres gave up what was asked of it."""
+    try:
+        async with acquire(connections) as connection:
+            yield connection
+    except Refused as refusal:
+        if isinstance(refusal.__cause__, asyncpg.QueryCanceledError):
+            sentence = "this takes too long to find: ask for less time, fewer groups or one partner"
+            raise Refused("too_heavy", sentence) from refusal.__cause__
+        raise
 
 
 async def _close(connections: Pool) -> None:

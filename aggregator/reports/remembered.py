@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -30,15 +30,22 @@ class _Made(msgspec.Struct, frozen=True):
     answer: msgspec.Raw
 
 
+class Given(NamedTuple):
+    """An answer as JSON, and how long (s) it may still be given."""
+
+    body: bytes
+    life_s: float
+
+
 class Remembered(Generic[Q]):
     """Answers to questions of one kind. A question is a frozen dataclass that names all that its answer depends on,
-    whose rows may be seen included; `make` answers it, `life_s(answer)` says how long that may be given."""
+    whose rows may be seen included; `make` answers it, `life_s(question)` says how long that may be given."""
 
     def __init__(
         self,
         kind: str,
         make: Callable[[Q], Awaitable[Answer]],
-        life_s: Callable[[Answer], float],
+        life_s: Callable[[Q], float],
         redis: Redis,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -57,17 +64,18 @@ class Remembered(Generic[Q]):
             clock=clock,
         )
 
-    async def answer(self, question: Q) -> bytes:
-        """The answer as JSON. Raises what making it raises, and Refused("unavailable") when too many others wait."""
+    async def answer(self, question: Q) -> Given:
+        """The answer. Raises what making it raises, and Refused("unavailable") when too many others wait."""
         try:
             made = await self._tier.get(question)
         except SecondTierAway as away:
             if away.__cause__ is not None:
                 raise away.__cause__ from None
             made = None
-        if made is None or made.until_s <= self._clock():
+        life_s = made.until_s - self._clock() if made else 0.0
+        if made is None or life_s <= 0:
             raise Refused("unavailable", "this cannot be answered now, please repeat the request")
-        return bytes(made.answer)
+        return Given(bytes(made.answer), life_s)
 
     async def _fetch(self, questions: list[Q]) -> dict[Q, _Made | None]:
         (question,) = questions
@@ -80,7 +88,7 @@ class Remembered(Generic[Q]):
 
     async def _make_one(self, question: Q) -> _Made:
         answer = await self._make(question)
-        return _Made(self._clock() + self._life_s(answer), msgspec.Raw(orjson.dumps(answer)))
+        return _Made(self._clock() + self._life_s(question), msgspec.Raw(orjson.dumps(answer)))
 
     async def _recall(self, key: str) -> _Made | None:
         try:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from aggregator.db.connect import Database, Row
 from aggregator.db.instants import rfc3339
 from aggregator.reports.asked import Asked, Group, buckets, write_cursor
-from schemas import limits
 
 # $1 and $2 the range, $3 the programme's currency, $4 the limit, then what group, scope and cursor need
 _REPORT = """
@@ -44,13 +42,6 @@ class Report:
     asked: Asked
     currency: str
     partner_id: int | None
-
-
-def life_s(answer: dict[str, Any]) -> float:
-    """How long a report may be given again. It stays true, because it says how far it is complete."""
-    through, to = answer["complete_through"], datetime.fromisoformat(answer["to"])
-    closed = through is not None and to <= datetime.fromisoformat(through)
-    return limits.REPORT_CLOSED_S if closed else limits.REPORT_OPEN_S
 
 
 async def report(db: Database, wanted: Report) -> dict[str, Any]:
