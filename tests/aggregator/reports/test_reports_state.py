@@ -1,0 +1,161 @@
+"""The version of rows: it moves with every change of them, and says when it cannot tell."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from aggregator.db.connect import Connection, Pool, acquire_to_read, connect, pool, report_pool
+from aggregator.reports.state import Rows, State, Versions, read_state, read_version
+from schemas import limits
+from schemas.errors import Refused
+
+DAY = datetime(2026, 11, 20, tzinfo=UTC)
+QUARTER = timedelta(minutes=15)
+OURS = Rows(1, None, DAY, DAY + timedelta(days=1))
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Connection]:
+    connection = await connect(database_url, command_timeout_s=10)
+    yield connection
+    await connection.close()
+
+
+async def sell(db: Connection, partner_id: int, changed_s_ago: float, advertiser_id: int = 1) -> UUID:
+    conversion_id = uuid4()
+    await db.execute(
+        "INSERT INTO conversion (conversion_id, intake_id, link_id, offer_id, partner_id, advertiser_id, event,"
+        " event_at, received_at, status, sale_currency, currency, booked_payout_minor, changed_at)"
+        " VALUES ($1, $1, 1, 1, $2, $3, 'sale', $4, $4, 'pending', 'EUR', 'EUR', 0,"
+        "         now() - make_interval(secs => $5))",
+        conversion_id, partner_id, advertiser_id, DAY, changed_s_ago,
+    )  # fmt: skip
+    return conversion_id
+
+
+async def settle(db: Connection, quarter: datetime, settled_s_ago: float) -> None:
+    await db.execute(
+        "INSERT INTO settled_quarter (quarter, recorded, reported, settled_at)"
+        " VALUES ($1, 0, 0, now() - make_interval(secs => $2))"
+        " ON CONFLICT (quarter) DO UPDATE SET settled_at = excluded.settled_at",
+        quarter, settled_s_ago,
+    )  # fmt: skip
+
+
+async def test_a_version_moves_with_each_change_of_its_own_rows_and_no_others(db: Connection) -> None:
+    versions = [await read_version(db, OURS)]
+    for partner_id, ago_s in ((1, 5000), (1, 4000), (1, 100)):
+        await sell(db, partner_id, ago_s)
+        versions.append(await read_version(db, OURS))
+    await settle(db, DAY, 90)
+    versions.append(await read_version(db, OURS))
+    await settle(db, DAY, 80)
+    versions.append(await read_version(db, OURS))
+    assert all(versions)
+    assert len(set(versions)) == len(versions)
+    await sell(db, 2, 50)
+    await settle(db, OURS.starts - QUARTER, 70)
+    await settle(db, OURS.ends, 60)
+    await db.execute("INSERT INTO stale_quarter (quarter) VALUES ($1)", OURS.ends)
+    assert await read_version(db, OURS) == versions[-1]
+
+
+async def test_an_advertisers_version_is_of_its_conversions_and_the_programmes_of_all(db: Connection) -> None:
+    of_advertiser, of_all = Rows(None, 2, OURS.starts, OURS.ends), Rows(None, None, OURS.starts, OURS.ends)
+    seen = []
+    for advertiser_id, ago_s in ((1, 300), (2, 200), (1, 100)):
+        await sell(db, 1, ago_s, advertiser_id)
+        seen.append((await read_version(db, of_advertiser), await read_version(db, of_all)))
+    assert seen[0][0] != seen[1][0] == seen[2][0]
+    assert len({everything for _, everything in seen}) == 3
+
+
+async def test_a_version_is_unsure_while_a_change_may_come_that_began_before_the_newest(db: Connection) -> None:
+    sale = await sell(db, 1, limits.TRANSACTION_S / 2)
+    assert await read_version(db, OURS) == ""
+    await db.execute(
+        "UPDATE conversion SET changed_at = now() - make_interval(secs => $2) WHERE conversion_id = $1",
+        sale, 2 * limits.TRANSACTION_S,
+    )  # fmt: skip
+    assert await read_version(db, OURS) != ""
+    await settle(db, DAY, limits.TRANSACTION_S / 2)
+    assert await read_version(db, OURS) == ""
+
+
+async def test_a_version_is_unsure_while_a_quarter_hour_is_to_be_settled_anew(db: Connection) -> None:
+    assert await read_version(db, OURS) != ""
+    await db.execute("INSERT INTO stale_quarter (quarter) VALUES ($1)", OURS.ends - QUARTER)
+    assert await read_version(db, OURS) == ""
+
+
+async def complete(db: Connection, through: datetime | None, settled: datetime | None) -> None:
+    await db.execute("DELETE FROM edge; UPDATE settling SET through = '-infinity'")
+    if through:
+        await db.execute("INSERT INTO edge (incarnation, name, closed_at) VALUES ('a', 'a', $1)", through)
+    if settled:
+        await db.execute("UPDATE settling SET through = $1", settled)
+
+
+async def test_only_rows_whose_whole_time_is_complete_and_settled_have_a_version(
+    db: Connection, database_url: str
+) -> None:
+    ends = OURS.ends
+    for through, settled, is_closed in (
+        (None, None, False), (ends, None, False), (None, ends, False), (ends, ends - QUARTER, False),
+        (ends - QUARTER, ends, False), (ends, ends, True), (ends + QUARTER, ends + QUARTER, True),
+    ):  # fmt: skip
+        await complete(db, through, settled)
+        assert await read_state(db) == State(through, settled)
+        async with pool(database_url) as connections:
+            assert (await Versions(connections).version(OURS) is not None) == is_closed, (through, settled)
+
+
+async def test_a_version_is_read_again_after_its_second_and_never_used_when_postgres_is_away(
+    db: Connection, database_url: str
+) -> None:
+    await complete(db, OURS.ends, OURS.ends)
+    now = 1_000.0
+    async with pool(database_url) as connections:
+        versions = Versions(connections, clock=lambda: now)
+        first = await versions.version(OURS)
+        await sell(db, 1, 100)
+        assert await versions.version(OURS) == first
+        now += limits.STATE_S
+        second = await versions.version(OURS)
+        assert second != first
+        now += limits.STATE_S
+        connections.terminate()
+        with pytest.raises(Refused, match="please repeat"):
+            await versions.version(OURS)
+
+
+@pytest.fixture
+async def readers(database_url: str) -> AsyncIterator[Pool]:
+    async with report_pool(database_url) as connections:
+        yield connections
+
+
+async def test_connections_of_reports_only_read_and_have_their_limits(readers: Pool) -> None:
+    async with readers.acquire() as db:
+        shown = {
+            name: await db.fetchval(f"SHOW {name}")
+            for name in ("transaction_read_only", "statement_timeout", "work_mem", "application_name")
+        }
+    assert shown == {
+        "transaction_read_only": "on",
+        "statement_timeout": f"{limits.REPORT_STATEMENT_S:.0f}s",
+        "work_mem": f"{limits.REPORT_WORK_MEM_BYTES // 1024**2}MB",
+        "application_name": "clickdam-reports",
+    }
+
+
+async def test_a_report_that_postgres_gave_up_is_said_to_be_too_heavy(readers: Pool) -> None:
+    with pytest.raises(Refused, match="takes too long") as refused:
+        async with acquire_to_read(readers) as db:
+            await db.execute("SET statement_timeout = 20")
+            await db.execute("SELECT pg_sleep(5)")
+    assert (refused.value.code, refused.value.status) == ("too_heavy", 503)
+    async with acquire_to_read(readers) as db:
+        assert await db.fetchval("SHOW statement_timeout") == f"{limits.REPORT_STATEMENT_S:.0f}s"
