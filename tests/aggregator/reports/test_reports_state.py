@@ -153,9 +153,13 @@ async def test_connections_of_reports_only_read_and_have_their_limits(readers: P
 
 async def test_a_report_that_postgres_gave_up_is_said_to_be_too_heavy(readers: Pool) -> None:
     with pytest.raises(Refused, match="takes too long") as refused:
-        async with acquire_to_read(readers) as db:
-            await db.execute("SET statement_timeout = 20")
-            await db.execute("SELECT pg_sleep(5)")
+        await sleep_too_long(readers)
     assert (refused.value.code, refused.value.status) == ("too_heavy", 503)
     async with acquire_to_read(readers) as db:
         assert await db.fetchval("SHOW statement_timeout") == f"{limits.REPORT_STATEMENT_S:.0f}s"
+
+
+async def sleep_too_long(readers: Pool) -> None:
+    async with acquire_to_read(readers) as db:
+        await db.execute("SET statement_timeout = 20")
+        await db.execute("SELECT pg_sleep(5)")
