@@ -51,6 +51,7 @@ brought = {kind: typer.Typer(help=f"The {kind} of the programme.", no_args_is_he
 for kind, commands in brought.items():
     app.add_typer(commands, name=kind)
 
+PIPED_WIDTH = 200  # of a table that no terminal shows: cells are not cut off
 PORTS: dict[str, Any] = {"min": 0, "max": 65_535}
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]", show_default=False)]
 Folder = Annotated[Path, typer.Option("--data", help="The data folder of `clickdam up`.")]
@@ -322,6 +323,33 @@ def export(
     from deploy.run.http import place  # noqa: PLC0415
 
     run(folder, place(api_url, data), "jsonl" if jsonl else "csv", Console(), safe=safe)
+
+
+@app.command()
+def report(
+    starts: Annotated[str | None, typer.Option("--from", help="A day (2026-11-27) or a time with its zone.")] = None,
+    ends: Annotated[str | None, typer.Option("--to", help="The same; not itself included.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Europe/Berlin; the programme's, if not given.")] = None,
+    group_by: Annotated[str | None, typer.Option(help="day, link, ...; with commas between them.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="clicks,conversions,payout, ...")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The API's answer as it is.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="All rows as CSV.")] = False,
+    api_url: ApiUrl = None,
+    data: Folder = Path("clickdam-data"),
+) -> None:
+    """Show what clicks and conversions come to, as a table. A key in CLICKDAM_API_KEY says whose; docs/reports.md has
+    all words that may be asked for."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from deploy.run.http import place  # noqa: PLC0415
+    from deploy.run.reporting import run  # noqa: PLC0415
+
+    if as_json and as_csv:
+        raise typer.BadParameter("it is either --json or --csv")
+    question = {"from": starts, "to": ends, "timezone": timezone, "group_by": group_by, "metrics": metrics}
+    form = "json" if as_json else "csv" if as_csv else "table"
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    run(place(api_url, data), question, form, console)
 
 
 @app.command()

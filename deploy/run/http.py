@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
@@ -114,6 +114,16 @@ def post(url: str, key: str, body: dict[str, Any]) -> dict[str, Any]:
         raise CannotStart(f"{url} does not answer: {error}") from None
 
 
+def get(url: str, key: str) -> dict[str, Any]:
+    """GET JSON with an API key. Raises CannotStart that says what the API says."""
+    with fetching(url, key, "application/json") as answer:
+        try:
+            found: dict[str, Any] = json.load(answer)
+        except ValueError:
+            raise CannotStart(f"{url} answers, but not as the API does") from None
+    return found
+
+
 def patient(url: str, key: str, body: bytes, headers: Mapping[str, str], patience_s: float) -> Answered:
     """POST, once more while the API is away, busy or asks to wait. Raises CannotStart when it stays so."""
     gives_up, pause_s = time.monotonic() + patience_s, 0.5
@@ -157,5 +167,7 @@ def fetching(url: str, key: str, accepted: str) -> Iterator[HTTPResponse]:
             yield answer
     except HTTPError as refused:
         raise CannotStart(f"{url}: {Answered(refused.code, dict(refused.headers), refused.read()).why}") from None
+    except URLError as error:
+        raise CannotStart(f"{url} does not answer: {error.reason}") from None
     except (OSError, HTTPException) as error:
         raise CannotStart(f"{url} broke off: {error}") from None
