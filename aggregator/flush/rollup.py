@@ -13,14 +13,22 @@ from aggregator.db.instants import QUARTER_MS
 from aggregator.flush.click_rows import CLASS, ClickRow, columns, spans
 from schemas.outcomes import INVALID, ClickClass
 
-Counts = list[str]  # what the rows of the rollups get, each column as an array that Postgres reads
+# What the rows of the rollups get, each column as an array that Postgres reads; then the quarter hours among them.
+Counts = list[str]
 
 _UNREPORTED = frozenset({ClickClass.TEST, ClickClass.UNCOUNTED})
 _key = columns("link_id", "offer_id", "partner_id", "country", "device")
+# Quarter hours that are settled are marked in the same statement, for the figures that are made of them again. Others
+# that mark them at the same time are not waited for.
 _UPSERT = """
+WITH marked AS (
+    INSERT INTO stale_quarter (quarter)
+    SELECT quarter FROM settling, unnest($9::text::bigint[]) AS quarter_s, to_timestamp(quarter_s) AS quarter
+    WHERE quarter < through
+)
 INSERT INTO click_rollup AS held
     (quarter, link_id, offer_id, partner_id, country, device, shard, clicks, invalid_clicks)
-SELECT to_timestamp(quarter_s), link_id, offer_id, partner_id, country, device, $9, clicks, invalid_clicks
+SELECT to_timestamp(quarter_s), link_id, offer_id, partner_id, country, device, $10, clicks, invalid_clicks
 FROM unnest($1::text::bigint[], $2::text::int[], $3::text::int[], $4::text::int[], $5::text::bigint[],
             $6::text::bigint[], $7::text::text[], $8::text::text[])
     AS new (quarter_s, link_id, offer_id, partner_id, clicks, invalid_clicks, country, device)
@@ -36,7 +44,8 @@ def count(rows: Sequence[ClickRow]) -> Counts:
         return []
     quarters, links, offers, partners, countries, devices, clicks, invalid = zip(*lines, strict=True)
     numbers = [_literal(map(str, column)) for column in (quarters, links, offers, partners, clicks, invalid)]
-    return [*numbers, *(_literal(map(_Quotes().__getitem__, column)) for column in (countries, devices))]
+    texts = [_literal(map(_Quotes().__getitem__, column)) for column in (countries, devices)]
+    return [*numbers, *texts, _literal(map(str, sorted(set(quarters))))]
 
 
 def _lines(begins_s: int, rows: Sequence[ClickRow]) -> list[tuple[Any, ...]]:
@@ -66,6 +75,6 @@ class _Quotes(dict[str | None, str]):
 
 
 async def roll_up(db: Connection, counts: Counts, shard: int) -> None:
-    """Add to the rollups."""
+    """Add to the rollups, and mark what was settled without these clicks."""
     if counts:
         await db.execute(_UPSERT, *counts, shard)

@@ -8,17 +8,21 @@ CREATE TABLE settling (
 INSERT INTO settling DEFAULT VALUES;
 
 -- `recorded`: rows of `click` of every class when it was settled; `reported`: what `click_rollup` said of it then. If it
--- says more now, clicks came that no one marked.
+-- says more later, clicks came that no one marked; `checked`: that was looked at.
 CREATE TABLE settled_quarter (
     quarter     timestamptz PRIMARY KEY,
     recorded    bigint NOT NULL,
     reported    bigint NOT NULL,
-    settled_at  timestamptz NOT NULL DEFAULT now()
+    settled_at  timestamptz NOT NULL DEFAULT now(),
+    checked     boolean NOT NULL DEFAULT false
 );
 CREATE INDEX settled_quarter_at ON settled_quarter (settled_at);
+CREATE INDEX settled_quarter_unchecked ON settled_quarter (settled_at) WHERE NOT checked;
 
--- Settled quarter hours for which clicks have come since: they are settled anew.
-CREATE TABLE stale_quarter (quarter timestamptz PRIMARY KEY);
+-- Settled quarter hours for which clicks have come since, a row for each batch that had some: they are settled anew.
+-- Not one row for each quarter hour, because batches would wait for each other, and for the settling, to have put it in.
+CREATE TABLE stale_quarter (quarter timestamptz NOT NULL);
+CREATE INDEX stale_quarter_quarter ON stale_quarter (quarter);
 
 -- The first valid click of a visitor for an offer and a partner on a day of the programme: the unique one. `visitor` is
 -- the click's 16 hex digits as a number.

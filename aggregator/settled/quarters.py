@@ -1,0 +1,140 @@
+"""Settle quarter hours whose clicks are all there: which of them are unique, and what they come to by their details.
+
+One transaction for each quarter hour, done by whoever of the aggregators has the lock, the oldest first. Settled again
+it comes to the same, and that is how clicks get in that came later than `complete_through` could know of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from prometheus_client import Counter
+
+from aggregator.db.connect import Connection, DatabaseAway, connected
+from aggregator.db.instants import QUARTER_MS, at, quarter, to_ms
+from aggregator.settled import details, uniques
+from aggregator.settled.prune import prune_once
+from schemas import limits
+from schemas.click_id import uuid_ms
+from schemas.settings import AggregatorSettings
+
+log = structlog.get_logger()
+
+_SETTLED = Counter("clickdam_settled_quarters", "Quarter hours that were settled, those settled anew included")
+# A frozen process must not keep its job. And a plan made while tables were empty would read all of them when they are
+# not: each statement is planned for its quarter hour, and goes by indexes.
+_SESSION = f"""
+SELECT set_config('idle_in_transaction_session_timeout', '{limits.BEHIND_IDLE_S}s', false),
+       set_config('statement_timeout', '{limits.SETTLE_QUARTER_S}s', false),
+       set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
+       set_config('plan_cache_mode', 'force_custom_plan', false),
+       set_config('work_mem', '{limits.SETTLE_MEMORY_MB}MB', false)
+"""
+_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('settled'), hashtext('quarters'))"
+_PLACE = """
+SELECT CASE WHEN isfinite(through) THEN through END AS through, complete_through FROM settling, complete_through
+"""
+_NEXT = "SELECT id FROM click WHERE id >= $1 AND id < $2 ORDER BY id LIMIT 1"
+_EMPTY = """
+INSERT INTO settled_quarter (quarter, recorded, reported)
+SELECT empty, 0, 0 FROM generate_series($1::timestamptz, $2::timestamptz - interval '15 minutes', '15 minutes') AS empty
+ON CONFLICT DO NOTHING
+"""
+_MOVE = "UPDATE settling SET through = $1 WHERE through < $1"
+_STALE = "SELECT min(quarter) FROM stale_quarter"
+_TAKE = "DELETE FROM stale_quarter WHERE quarter = $1"
+_REPORTED = "SELECT coalesce(sum(clicks), 0)::bigint FROM click_rollup WHERE quarter = $1"
+# Clicks that are gone with their day were recorded all the same.
+_WRITE = """
+INSERT INTO settled_quarter AS held (quarter, recorded, reported) VALUES ($1, $2, $3)
+ON CONFLICT (quarter) DO UPDATE SET recorded = greatest(held.recorded, excluded.recorded),
+    reported = excluded.reported, settled_at = excluded.settled_at, checked = false
+"""
+_RECHECK = """
+WITH due AS MATERIALIZED (
+    SELECT quarter, reported FROM settled_quarter WHERE NOT checked AND settled_at < $1 ORDER BY settled_at LIMIT $2
+), marked AS (
+    INSERT INTO stale_quarter (quarter) SELECT quarter FROM due
+    WHERE reported <> (SELECT coalesce(sum(clicks), 0) FROM click_rollup WHERE click_rollup.quarter = due.quarter)
+)
+UPDATE settled_quarter SET checked = true FROM due WHERE settled_quarter.quarter = due.quarter
+"""
+
+
+async def run(settings: AggregatorSettings) -> None:
+    """Settle until cancelled. Postgres being away is waited for."""
+    while True:
+        opening = connected(
+            settings.database_url, command_timeout_s=limits.SETTLE_QUARTER_S, application_name="clickdam-settled"
+        )
+        try:
+            async with opening as db:
+                await db.execute(_SESSION)
+                await _work_for_ever(db, settings.click_retention_days)
+        except DatabaseAway as error:
+            log.warning("settling_waits_for_database", error=type(error).__name__)
+        await asyncio.sleep(limits.DATABASE_RETRY_MAX_S)
+
+
+async def _work_for_ever(db: Connection, keep_days: int) -> None:
+    while True:
+        began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
+        more = await settle_once(db, now_ms)
+        more |= await prune_once(db, now_ms, keep_days)
+        took_s = time.monotonic() - began
+        await asyncio.sleep(max(0 if more else limits.SETTLE_EVERY_S, took_s * (1 / limits.BEHIND_SHARE - 1)))
+
+
+async def settle_once(db: Connection, now_ms: int) -> bool:
+    """Settle one quarter hour: the next one that is complete, else one that clicks have come to since. Is there more to
+    do? False also where another aggregator is at it. Raises one of DatabaseAway."""
+    async with db.transaction():
+        if not await db.fetchval(_LOCK):
+            return False
+        await db.execute(_RECHECK, at(now_ms - int(limits.SETTLE_RECHECK_S * 1000)), limits.SETTLE_RECHECK_BATCH)
+        quarter_ms = await _next(db)
+        if quarter_ms is None:
+            quarter_ms = await _stale(db)
+        if quarter_ms is None:
+            return False
+        await _settle(db, quarter_ms)
+    _SETTLED.inc()
+    return True
+
+
+async def _next(db: Connection) -> int | None:
+    """The next quarter hour that is complete and has clicks; those before it are settled, for they have none."""
+    place = await db.fetchrow(_PLACE)
+    if place is None or place["complete_through"] is None:
+        return None
+    begins_ms = to_ms(place["through"]) if place["through"] else 0
+    ends_ms = quarter(to_ms(place["complete_through"]))
+    if begins_ms >= ends_ms:
+        return None
+    first = await db.fetchval(_NEXT, uniques.first_id(begins_ms), uniques.first_id(ends_ms))
+    reached_ms = quarter(uuid_ms(first)) if first else ends_ms
+    if begins_ms:
+        await db.execute(_EMPTY, at(begins_ms), at(reached_ms))
+    await db.execute(_MOVE, at(reached_ms))
+    return reached_ms if first else None
+
+
+async def _stale(db: Connection) -> int | None:
+    marked = await db.fetchval(_STALE)
+    return to_ms(marked) if marked else None
+
+
+async def _settle(db: Connection, quarter_ms: int) -> None:
+    """Marks are taken and clicks counted before the clicks are read: what is committed in between is marked again, or
+    found to be more than was counted."""
+    begins = at(quarter_ms)
+    await db.execute(_TAKE, begins)
+    reported = await db.fetchval(_REPORTED, begins)
+    recorded = await uniques.read(db, quarter_ms)
+    if recorded:
+        await details.write(db, begins)
+        await uniques.write(db, begins)
+    await db.execute(_WRITE, begins, recorded, reported)
+    await db.execute(_MOVE, at(quarter_ms + QUARTER_MS))
