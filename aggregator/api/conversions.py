@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
-from aggregator.api import rows
+from aggregator.api import lists, rows
 from aggregator.api.calling import CALLER, UUID_TEXT, Api, Caller, Name, answer, read_body
+from aggregator.api.keys import OWNER
 from aggregator.api.writing import changing, respond
 from aggregator.conversions import change as by_hand
 from aggregator.conversions.change import Changed
 from aggregator.db.connect import Database, Row, acquire
+from aggregator.reports.lists import CONVERSION_FILTERS, changes_through, read_changed_conversions, read_conversions
 from schemas import limits
 from schemas.errors import RETRY_AFTER_S, Refused
 from schemas.outcomes import Held
@@ -26,23 +30,28 @@ DECISIONS: Mapping[str, Callable[[Database, Iterable[UUID], str, str | None], Aw
 }
 PLAIN = r"\A[^\x00-\x1f\x7f-\x9f]*\Z"
 _FOR_ALL = (
-    "conversion_id", "status", "reason", "event", "order_id", "event_at", "received_at", "changed_at", "offer_id",
+    "conversion_id", "status", "reason", "event", "clicked_at", "event_at", "received_at", "changed_at", "offer_id",
     "partner_id", "link_id", "click_id", "sale_amount_minor", "sale_currency", "coupon_code", "country", "device",
-    "source_id", "click_ref", "subs", "click_seen",
+    "click_seen",
 )  # fmt: skip
 _OF_ADVERTISERS = (
-    "advertiser_id", "door", "original_status", "foreign_click", "base_minor", "increments_minor", "refunds_minor",
-    "remaining_minor", "revenue_minor", "revenue_currency", "revenue_stated_minor", "booked_revenue_minor",
-    "customer_id", "adv",
+    "order_id", "advertiser_id", "door", "original_status", "foreign_click", "base_minor", "increments_minor",
+    "refunds_minor", "remaining_minor", "revenue_minor", "revenue_currency", "revenue_stated_minor",
+    "booked_revenue_minor", "customer_id", "adv",
 )  # fmt: skip
-_OF_PARTNERS = ("payout_minor", "currency", "booked_payout_minor")
-# A partner never sees what a conversion brings in or whose it is, an advertiser never what the partner gets for it.
+_OF_PARTNERS = ("source_id", "click_ref", "subs", "payout_minor", "currency", "booked_payout_minor")
+# A partner never sees what a conversion brings in, whose it is or what its shop calls it; an advertiser never what the
+# partner gets for it, and what the partner notes with its clicks.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "admin": (*_FOR_ALL, *_OF_PARTNERS, "payout_override_minor", *_OF_ADVERTISERS),
     "partner": (*_FOR_ALL, *_OF_PARTNERS),
     "advertiser": (*_FOR_ALL, *_OF_ADVERTISERS),
 }
-_OWNER = {"admin": None, "partner": "partner_id", "advertiser": "advertiser_id"}
+# What a list is not asked by: what is not shown, and orders by their names.
+HIDDEN: lists.Hidden = {
+    "partner": frozenset({"advertiser_id", "order_id"}),
+    "advertiser": frozenset({"source_id", "click_ref", *(f"sub{n}" for n in range(1, 11))}),
+}
 # What a partner is told of the reasons: those that concern its traffic; all others are the operator's affair.
 _FOR_PARTNERS = frozenset(
     {
@@ -117,6 +126,25 @@ class ChargebackBody(msgspec.Struct, forbid_unknown_fields=True):
     reason: Name
 
 
+async def listed(api: Api, request: web.Request) -> web.StreamResponse:
+    """`GET /v1/conversions?from&to&timezone&date_basis&updated_since&<filters>&limit&cursor&format` -> `{data,
+    complete_through, truncated, next_cursor}`, the latest first. With `updated_since` in the order of their changes,
+    and `updated_through`: before it all changes are on these pages, from it on to ask the next time."""
+    caller = request[CALLER]
+    given = lists.read(request, (*CONVERSION_FILTERS, "date_basis", "updated_since"), HIDDEN)
+    lists.check_reason(given, caller, _FOR_PARTNERS)
+    zone, scope = await lists.programme_zone(api, given), lists.own(caller)
+    more: dict[str, datetime | None] = {"complete_through": (await api.versions.state()).complete_through}
+    if "updated_since" in given:
+        async with acquire(api.pool) as db:
+            through = more["updated_through"] = await changes_through(db)
+        wanted = read_changed_conversions(given, scope, zone, through)
+    else:
+        wanted = read_conversions(given, scope, zone)
+    tell = partial(_listed, caller.role)
+    return await lists.respond(api, request, "conversions", wanted, COLUMNS[caller.role], tell, **more)
+
+
 async def get(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/conversions/{id}` -> the conversion with its `changes`, `steps`, `ledger` and `intakes`, as far as they
     are the caller's; its version as ETag. 404 with Retry-After while it is not here: it may be on its way."""
@@ -187,7 +215,7 @@ def check_decides(caller: Caller, row: Row, status: str | None) -> None:
 async def find(db: Database, conversion_id: UUID, caller: Caller, *, locked: bool = False) -> Row | None:
     """The conversion, if it is here and the caller's."""
     row = await db.fetchrow(f"{_CONVERSION} FOR UPDATE" if locked else _CONVERSION, conversion_id)
-    owner = _OWNER[caller.role]
+    owner = OWNER[caller.role]
     return row if row is not None and (owner is None or row[owner] == getattr(caller, owner)) else None
 
 
@@ -195,6 +223,10 @@ def shown(row: Row, role: str) -> dict[str, Any]:
     """What a role may know of a conversion."""
     told = rows.shown(row, COLUMNS[role])
     return told | {"reason": _safe(told["reason"])} if role == "partner" else told
+
+
+def _listed(role: str, row: Row) -> dict[str, Any]:
+    return shown(row, role)
 
 
 def path_uuid(request: web.Request) -> UUID:
@@ -242,14 +274,14 @@ def _check_refund(body: RefundBody) -> None:
 
 async def _history(db: Database, conversion_id: UUID, caller: Caller) -> dict[str, Any]:
     bound = conversion_id, limits.HISTORY_ROWS_MAX
-    owner = _OWNER[caller.role]
+    owner = OWNER[caller.role]
     account = f"{caller.role}:{getattr(caller, owner)}" if owner else None
     changes = [rows.shown(row, _CHANGE_COLUMNS[caller.role]) for row in await db.fetch(_CHANGES, *bound)]
     entries = [rows.shown(row, tuple(row.keys())) for row in await db.fetch(_ENTRIES, *bound, account)]
     return {
-        "changes": [_told(one, caller.role) for one in changes],
+        "changes": [told_act(one, caller.role) for one in changes],
         "steps": [row["event_id"] for row in await db.fetch(_STEPS, *bound)],
-        "ledger": [_told(one, caller.role) for one in entries],
+        "ledger": [told_act(one, caller.role) for one in entries],
     }
 
 
@@ -258,7 +290,7 @@ async def _intakes(db: Database, conversion_id: UUID, caller: Caller) -> list[di
     return [rows.shown(row, tuple(row.keys())) for row in found]
 
 
-def _told(act: dict[str, Any], role: str) -> dict[str, Any]:
+def told_act(act: dict[str, Any], role: str) -> dict[str, Any]:
     """A change or an entry as a role may know it: which key it was only the operator does."""
     if role == "admin":
         return act

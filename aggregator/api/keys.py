@@ -29,13 +29,13 @@ OWNER = {"admin": None, "partner": "partner_id", "advertiser": "advertiser_id"}
 SCOPES: dict[str, frozenset[str]] = {
     "admin": frozenset(
         """adjustments.read adjustments.write advertisers.read advertisers.write audit.read blocks.read blocks.write
-        caps.read caps.write clicks.write conversions.read conversions.write coupons.read coupons.write domains.read
-        domains.write intakes.read intakes.write keys.read keys.write links.read links.write offers.read offers.write
-        partners.read partners.write programme.read programme.write rates.read rates.write reports.read system.read
-        system.write""".split()
+        caps.read caps.write clicks.read clicks.write conversions.read conversions.write coupons.read coupons.write
+        domains.read domains.write intakes.read intakes.write keys.read keys.write ledger.read links.read links.write
+        offers.read offers.write partners.read partners.write programme.read programme.write rates.read rates.write
+        reports.read system.read system.write""".split()
     ),
-    "partner": frozenset(("conversions.read", "me.read", "me.write", "reports.read")),
-    "advertiser": frozenset(("conversions.read", "conversions.write", "intakes.read", "me.read")),
+    "partner": frozenset(("clicks.read", "conversions.read", "ledger.read", "me.read", "me.write", "reports.read")),
+    "advertiser": frozenset(("conversions.read", "conversions.write", "intakes.read", "ledger.read", "me.read")),
 }
 COLUMNS = (
     "id", "role", "partner_id", "advertiser_id", "name", "last_four", "scopes", "requests_per_minute", "created_at",

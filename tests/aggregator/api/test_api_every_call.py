@@ -71,6 +71,7 @@ CALLS = [
     GET    /v1/coupons/{id}                         admin               coupons.read
     PATCH  /v1/coupons/{id}                         admin               coupons.write
     DELETE /v1/coupons/{id}                         admin               coupons.write
+    GET    /v1/clicks                               admin,partner       clicks.read
     POST   /v1/clicks/import                        admin               clicks.write
     GET    /v1/exchange-rates                       admin               rates.read
     PUT    /v1/exchange-rates                       admin               rates.write
@@ -78,6 +79,9 @@ CALLS = [
     POST   /v1/periods/{period}/close               admin               adjustments.write
     GET    /v1/adjustments                          admin               adjustments.read
     POST   /v1/adjustments                          admin               adjustments.write
+    GET    /v1/balance                              admin,partner,advertiser ledger.read
+    GET    /v1/ledger                               admin,partner,advertiser ledger.read
+    GET    /v1/conversions                          admin,partner,advertiser conversions.read
     POST   /v1/conversions/import                   admin,advertiser    conversions.write
     GET    /v1/conversions/{id}                     admin,partner,advertiser conversions.read
     PATCH  /v1/conversions/{id}                     admin,advertiser    conversions.write
