@@ -19,7 +19,7 @@ class Question:
 
 async def question(versions: Versions, report: Report) -> Question:
     """A report with the version that its rows have now. Raises Refused("unavailable")."""
-    rows = Rows(report.partner_id, None, report.asked.starts, report.asked.ends)
+    rows = Rows(report.scope.partner_id, report.scope.advertiser_id, report.asked.starts, report.asked.ends)
     return Question(report, await versions.version(rows))
 
 

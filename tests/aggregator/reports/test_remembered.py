@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import orjson
 import pytest
 
-from aggregator.reports.asked import read
+from aggregator.reports.asked import Scope, read
 from aggregator.reports.remembered import Remembered, digest
 from aggregator.reports.report import Report
 from loadtests.faults.proxy import FaultProxy
@@ -153,7 +153,8 @@ def test_every_part_of_a_question_is_in_its_digest() -> None:
     def report(
         query: dict[str, str], currency: str = "EUR", partner_id: int | None = None, zone: str = "UTC"
     ) -> Report:
-        return Report(read(list(query.items()), zone, datetime(2026, 11, 27, 12, tzinfo=UTC)), currency, partner_id)
+        asked = read(list(query.items()), zone, datetime(2026, 11, 27, 12, tzinfo=UTC), "admin")
+        return Report(asked, currency, Scope(partner_id))
 
     plain = {"from": "2026-11-01", "to": "2026-11-08"}
     questions = [
