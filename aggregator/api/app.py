@@ -77,7 +77,8 @@ OWNERS = frozenset({"partner", "advertiser"})  # of keys
 OWN_ROWS = frozenset({"admin", "partner"})
 SENDERS = frozenset({"admin", "advertiser"})
 ALL = frozenset({"admin", "partner", "advertiser"})
-# A key needs the scope `<subject>.read` for a GET, `<subject>.write` for anything else.
+READING: frozenset[Handler] = frozenset({reports.query})  # POSTs that change nothing
+# A key needs the scope `<subject>.read` for these and a GET, `<subject>.write` for anything else.
 ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/programme", ADMIN, "programme", programme.get),
     ("PATCH", "/v1/programme", ADMIN, "programme", programme.patch),
@@ -179,7 +180,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("PATCH", "/v1/keys/{id}", ADMIN, "keys", keys.patch),
     ("DELETE", "/v1/keys/{id}", ADMIN, "keys", keys.revoke),
     ("POST", "/v1/keys/{id}/rotate", ADMIN, "keys", keys.rotate),
-    ("GET", "/v1/reports", OWN_ROWS, "reports", reports.get),
+    ("GET", "/v1/reports", ALL, "reports", reports.get),
+    ("POST", "/v1/reports/query", ALL, "reports", reports.query),
     ("GET", "/v1/offers/{id}/score", OWN_ROWS, "reports", scores.get),
     ("GET", "/v1/system", ADMIN, "system", system.get),
     ("POST", "/v1/system/edges/{incarnation}/write-off", ADMIN, "system", system.write_off),
@@ -227,8 +229,9 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
 
 
 async def make_report(readers: Pool, versions: Versions, asked: Question) -> dict[str, Any]:
+    state = await versions.state()  # before the rows, which then have at least what it says
     async with acquire_to_read(readers) as db:
-        return await report.report(db, asked.report)
+        return await report.report(db, asked.report, state)
 
 
 async def make_score(readers: Pool, segment: Segment) -> dict[str, Any]:
@@ -251,7 +254,7 @@ async def warm_up(api: Api) -> None:
 def application(api: Api) -> web.Application:
     app = web.Application(middlewares=[errors], client_max_size=limits.BODY_BYTES_MAX)
     for method, path, roles, subject, handler in ROUTES:
-        scope = f"{subject}.{'read' if method == 'GET' else 'write'}"
+        scope = f"{subject}.{'read' if method == 'GET' or handler in READING else 'write'}"
         app.router.add_route(method, path, _guarded(api, roles, scope, handler))
     app.on_response_prepare.append(_tell)
     return app

@@ -35,7 +35,9 @@ SCOPES: dict[str, frozenset[str]] = {
         reports.read system.read system.write""".split()
     ),
     "partner": frozenset(("clicks.read", "conversions.read", "ledger.read", "me.read", "me.write", "reports.read")),
-    "advertiser": frozenset(("conversions.read", "conversions.write", "intakes.read", "ledger.read", "me.read")),
+    "advertiser": frozenset(
+        ("conversions.read", "conversions.write", "intakes.read", "ledger.read", "me.read", "reports.read")
+    ),
 }
 COLUMNS = (
     "id", "role", "partner_id", "advertiser_id", "name", "last_four", "scopes", "requests_per_minute", "created_at",

@@ -148,7 +148,8 @@ def _from(args: list[Any], wanted: Report, source: Source) -> str:
 def _by(asked: Asked, source: Source) -> str:
     """Days begin where we say, not by Postgres' own table of time zones."""
     groups = [_group(name, source) for name in asked.groups] + ["0"] * (limits.REPORT_GROUPS_MAX - len(asked.groups))
-    return f"width_bucket(quarter, $4::timestamptz[]) AS time, {', '.join(f'{one} AS group_{n}' for n, one in enumerate(groups, 1))}"
+    named = ", ".join(f"{one} AS group_{n}" for n, one in enumerate(groups, 1))
+    return f"width_bucket(quarter, $4::timestamptz[]) AS time, {named}"
 
 
 def _group(name: str, source: Source) -> str:
