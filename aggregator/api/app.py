@@ -25,6 +25,7 @@ from aggregator.api import (
     clicks,
     conversions,
     coupons,
+    docs_page,
     domains,
     exchange_rates,
     exports,
@@ -189,6 +190,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("GET", "/v1/audit", ADMIN, "audit", audit.get),
     ("GET", "/live", NOBODY, "", health.live),
     ("GET", "/ready", NOBODY, "", health.ready),
+    ("GET", "/openapi.json", NOBODY, "", docs_page.openapi),
+    ("GET", "/docs", NOBODY, "", docs_page.page),
 )
 
 
@@ -253,6 +256,7 @@ async def warm_up(api: Api) -> None:
 
 def application(api: Api) -> web.Application:
     app = web.Application(middlewares=[errors], client_max_size=limits.BODY_BYTES_MAX)
+    app[docs_page.DOCS] = docs_page.docs(ROUTES)
     for method, path, roles, subject, handler in ROUTES:
         scope = f"{subject}.{'read' if method == 'GET' or handler in READING else 'write'}"
         app.router.add_route(method, path, _guarded(api, roles, scope, handler))

@@ -30,7 +30,7 @@ COLUMNS = (
     "intake_id", "advertiser_id", "conversion_id", "order_id", "result", "reason", "door", "dialect", "raw", "rerun_at",
 )  # fmt: skip
 _WORDS = ("order_id", "result", "reason")
-_PARAMETERS = ("advertiser_id", "conversion_id", *_WORDS, "from", "to", "limit", "cursor")
+PARAMETERS = ("advertiser_id", "conversion_id", *_WORDS, "from", "to", "limit", "cursor")
 _INTAKES = """
 SELECT {columns} FROM conversion_intake
 WHERE intake_id < $1 AND intake_id >= $2 {rules} ORDER BY intake_id DESC LIMIT $3
@@ -52,7 +52,7 @@ class RerunBody(msgspec.Struct, forbid_unknown_fields=True, rename={"starts": "f
 async def listed(api: Api, request: web.Request) -> web.Response:
     """`GET /v1/intakes?from&to&advertiser_id&order_id&conversion_id&result&reason&limit&cursor` -> `{data, truncated,
     next_cursor}`, the latest first; an advertiser sees its own. A date is midnight in the programme's time zone."""
-    given = parameters(request, _PARAMETERS)
+    given = parameters(request, PARAMETERS)
     limit = number("limit", given.get("limit", str(limits.INTAKE_ROWS_MAX)), limits.INTAKE_ROWS_MAX)
     rules = _rules(given, request[CALLER].advertiser_id)
     sql = _INTAKES.format(

@@ -13,7 +13,7 @@ from aggregator.reports.scores import Segment
 from schemas.errors import Refused
 
 _PARAMETERS = ("partner_id", "country", "device")
-_DEVICES = ("desktop", "mobile", "other", "robot", "tablet")
+DEVICES = ("desktop", "mobile", "other", "robot", "tablet")
 _SEEN = """
 SELECT EXISTS (
     SELECT FROM offer LEFT JOIN approval ON approval.offer_id = id AND approval.partner_id = $2
@@ -40,8 +40,8 @@ def _segment(offer_id: int, given: dict[str, str], caller: Caller) -> Segment:
     country, device = given.get("country"), given.get("device")
     if country is not None and not re.fullmatch(r"[A-Za-z]{2}", country, re.ASCII):
         raise Refused("bad_value", "country must be an ISO 3166 code of two letters, such as DE", "country")
-    if device is not None and device not in _DEVICES:
-        raise Refused("bad_value", f"device must be one of {', '.join(_DEVICES)}", "device")
+    if device is not None and device not in DEVICES:
+        raise Refused("bad_value", f"device must be one of {', '.join(DEVICES)}", "device")
     return Segment(offer_id, partner_id, country and country.upper(), device)
 
 
