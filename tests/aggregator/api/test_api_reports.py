@@ -2,6 +2,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aggregator.db.connect import Connection
+from tests.aggregator.api.conftest import Made, offer_body, sold
 
 
 async def a_click(db: Connection, link_id: int) -> None:
@@ -39,7 +40,7 @@ async def test_the_programmes_zone_and_currency_are_the_default(admin: Any, made
     _, answer = await admin("GET", "/v1/reports")
     assert answer["timezone"] == "Asia/Kathmandu"
     assert answer["from"].endswith("T18:15:00Z")
-    assert [row["currency"] for row in answer["data"]] == ["NPR"]
+    assert [(row["clicks"], row["currency"]) for row in answer["data"]] == [(0, "NPR")] * 6 + [(1, "NPR")]
 
 
 BAD_QUERIES = {
@@ -52,14 +53,21 @@ BAD_QUERIES = {
     "timezone=Mars/Base": "timezone",
     "timezone=%00": "timezone",
     "timezone=" + "x" * 4000: "timezone",
-    "group_by=country": "group_by",
-    "metrics=profit": "metrics",
+    "group_by=visitor": "group_by",
+    "group_by=day&group_by=link": "group_by",
+    "granularity=decade": "granularity",
+    "metrics=profits": "metrics",
+    "sort=payout&metrics=clicks": "sort",
+    "country=Germany": "country",
+    "group_by=status&metrics=clicks": "metrics",
+    "group_by=sub1,sub2&from=2026-01-01&to=2026-04-01": "group_by",
+    "format=xml": "format",
     "metrics=": "metrics",
     "link_id=99999999999": "link_id",
     "link_id=%27OR%201=1": "link_id",
     "limit=1001": "limit",
     "cursor=abc": "cursor",
-    "partner_id=2": "partner_id",
+    "partner_id=two": "partner_id",
     "%ff=1": None,
     "limit=5&limit=5": "limit",
     "=": None,
@@ -73,3 +81,104 @@ async def test_bad_parameters_are_refused_by_name(admin: Any) -> None:
         assert set(answer) == {"error"}
         assert field is None or answer["error"]["field"] == field, (query, answer)
         assert len(str(answer)) < 500
+
+
+BAD_BODIES: dict[str, tuple[Any, str | None]] = {
+    "no object": ([], None),
+    "an unknown field": ({"group": ["day"]}, "group"),
+    "an unknown filter": ({"filters": {"visitor": ["x"]}}, "visitor"),
+    "a filter that is no list": ({"filters": {"country": "DE"}}, "filters[...]"),
+    "a value of another kind": ({"filters": {"link_id": [1.5]}}, "filters[...][0]"),
+    "an id that is none": ({"exclusions": {"link_id": [-1]}}, "link_id"),
+    "a NUL": ({"filters": {"sub1": ["a\0"]}}, "sub1"),
+    "half a surrogate": (b'{"filters": {"sub1": ["\\ud800"]}}', None),
+    "a limit that is text": ({"limit": "5"}, "limit"),
+    "a limit that is too large": ({"limit": 10**30}, None),
+    "no JSON": (b"{", None),
+}
+
+
+async def test_bad_bodies_are_refused_by_name(admin: Any) -> None:
+    for what, (body, field) in BAD_BODIES.items():
+        sent = {"data": body} if isinstance(body, bytes) else {"json": body}
+        status, answer = await admin("POST", "/v1/reports/query", **sent)
+        assert status == 400, (what, answer)
+        assert field is None or answer["error"]["field"] == field, (what, answer)
+        assert len(str(answer)) < 500
+
+
+async def a_shop(admin: Any, db: Connection) -> tuple[Any, Any]:
+    """An advertiser with an offer, a partner with a link to it, a click and two sales; and the keys of both."""
+    _, advertiser = await admin("POST", "/v1/advertisers", json={"name": "Shop"})
+    _, partner = await admin("POST", "/v1/partners", json={"name": "Blog"})
+    _, offer = await admin("POST", "/v1/offers", json=offer_body(advertiser["id"]))
+    _, link = await admin("POST", "/v1/links", json={"offer_id": offer["id"], "partner_id": partner["id"]})
+    made = Made(advertiser["id"], advertiser["token"], partner["id"], offer["id"], link["id"], link["code"])
+    await a_click(db, link["id"])
+    for n in range(2):
+        await sold(db, made, f"order-{n}")
+    _, of_partner = await admin("POST", "/v1/keys", json={"role": "partner", "partner_id": partner["id"]})
+    _, of_shop = await admin("POST", "/v1/keys", json={"role": "advertiser", "advertiser_id": advertiser["id"]})
+    return made, {"partner": admin.with_key(of_partner["key"]), "advertiser": admin.with_key(of_shop["key"])}
+
+
+# a question for each kind of rows that answers it: rollups, conversions
+QUESTIONS = [
+    {"group_by": ["offer", "partner"], "metrics": ["clicks", "conversions", "sale_amount"], "totals": True},
+    {"group_by": ["offer", "partner"], "metrics": ["conversions"], "filters": {"status": ["approved"]}, "totals": True},
+    {"group_by": ["offer", "partner"], "metrics": ["conversions"], "date_basis": "click", "totals": True},
+    {"group_by": ["offer", "partner"], "metrics": ["conversions"], "filters": {"event": ["sale"]}, "totals": True},
+]
+
+
+async def test_each_key_sees_its_own_rows_and_nobody_elses(admin: Any, db: Connection) -> None:
+    (one, of_one), (other, of_other) = await a_shop(admin, db), await a_shop(admin, db)
+    for question in QUESTIONS:
+        _, whole = await admin("POST", "/v1/reports/query", json=question)
+        assert [row["offer_id"] for row in whole["data"]] == [one.offer_id, other.offer_id]
+        assert whole["totals"][0]["conversions"] == 4
+        for made, foreign, clients in ((one, other, of_one), (other, one, of_other)):
+            for client in clients.values():
+                status, answer = await client("POST", "/v1/reports/query", json=question)
+                assert status == 200, answer
+                owners = [(row["offer_id"], row["partner_id"]) for row in answer["data"]]
+                assert owners == [(made.offer_id, made.partner_id)]
+                assert answer["totals"][0]["conversions"] == 2
+                asked = {"offer_id": [foreign.offer_id]} | question.get("filters", {})
+                _, none = await client("POST", "/v1/reports/query", json=question | {"filters": asked})
+                assert none["data"] == []
+                assert not any(row.get("conversions") or row.get("clicks") for row in none["totals"])
+
+
+async def test_a_partner_is_told_no_revenue_and_an_advertiser_no_payout(admin: Any, db: Connection) -> None:
+    _, clients = await a_shop(admin, db)
+    refused = {
+        "partner": ["metrics=revenue", "metrics=profit", "group_by=advertiser", "advertiser_id=1", "advertiser_id=-1"],
+        "advertiser": ["metrics=payout", "metrics=epc", "metrics=payout_pending", "group_by=sub1", "sub1=a",
+                       "group_by=link", "group_by=source"],
+    }  # fmt: skip
+    for role, queries in refused.items():
+        for one in queries:
+            status, answer = await clients[role]("GET", f"/v1/reports?{one}")
+            assert (status, answer["error"]["code"]) == (403, "forbidden"), one
+    for role, hidden in (("partner", {"revenue", "profit"}), ("advertiser", {"payout", "epc", "profit"})):
+        _, answer = await clients[role]("GET", "/v1/reports?totals=1")
+        assert not hidden & (set(answer["data"][0]) | set(answer["totals"][0]))
+
+
+async def test_a_key_for_reports_alone_may_also_ask_by_a_body(admin: Any) -> None:
+    _, key = await admin("POST", "/v1/keys", json={"role": "admin", "scopes": ["reports.read"]})
+    status, answer = await admin.with_key(key["key"])("POST", "/v1/reports/query", json={})
+    assert (status, answer["granularity"], len(answer["data"])) == (200, "day", 7)
+
+
+async def test_a_report_as_csv_has_the_rows_of_the_json(admin: Any, db: Connection) -> None:
+    await a_shop(admin, db)
+    query = "/v1/reports?group_by=offer,country&metrics=conversions,aov"
+    _, answer = await admin("GET", query)
+    headers = {"Authorization": f"Bearer {admin.key}", "Accept": "text/csv"}
+    async with admin.session.get(query, headers=headers) as response:
+        lines = (await response.text()).splitlines()
+    assert lines[0] == "offer_id,country,conversions,aov,currency"
+    assert [line.split(",")[0] for line in lines[1:]] == [str(row["offer_id"]) for row in answer["data"]]
+    assert len(lines) > 1
