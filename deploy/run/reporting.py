@@ -13,16 +13,12 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from aggregator.reports.figures import METRICS, MONEY
 from deploy.run.http import Place, fetching, get
 from schemas.money import EXPONENT
 
-_MONEY = frozenset({
-    "sale_amount", "revenue", "payout", "payout_pending", "payout_reversed", "profit", "epc", "aov",
-})  # fmt: skip
-_COUNTS = frozenset({
-    "clicks", "unique_clicks", "duplicate_clicks", "invalid_clicks", "conversions", "pending", "approved", "rejected",
-    "reversed", "cr",
-})  # fmt: skip
+_MONEY = frozenset({*MONEY, "profit", "epc", "aov"})
+_FIGURES = frozenset(METRICS)
 _NOTHING = "-"
 
 
@@ -33,11 +29,10 @@ def run(place: Place, question: Mapping[str, str | None], form: str, console: Co
     if form == "csv":
         _copy_csv(place, asked)
         return
-    answer = get(_url(place, asked), place.key)
     if form == "json":
-        print(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+        print(orjson.dumps(get(_url(place, asked), place.key), option=orjson.OPT_INDENT_2).decode())
     else:
-        show(answer, console)
+        show(get(_url(place, {**asked, "totals": "1"}), place.key), console)
 
 
 def _url(place: Place, asked: Mapping[str, str]) -> str:
@@ -53,14 +48,14 @@ def _copy_csv(place: Place, asked: Mapping[str, str]) -> None:
 
 def show(answer: Mapping[str, Any], console: Console) -> None:
     """Print a report's answer: its rows, what they come to, and how far it is complete."""
-    rows, totals = answer["data"], answer.get("totals") or []
+    rows = answer["data"]
     names = list(rows[0] if rows else ())
     table = Table(title=f"{answer['from']} - {answer['to']}, {answer['timezone']}", title_justify="left")
     for name in names:
-        table.add_column(name, justify="right" if name in _MONEY | _COUNTS else "left")
+        table.add_column(name, justify="right" if name in _FIGURES else "left")
     for row in rows:
         table.add_row(*(_cell(name, row[name], row) for name in names), end_section=row is rows[-1])
-    for row in totals if rows else ():
+    for row in answer["totals"] if len(rows) > 1 else ():
         table.add_row(*_total(names, row), style="bold")
     console.print(table if rows else "nothing happened in that time", markup=False)
     for line in _footer(answer):
@@ -69,7 +64,7 @@ def show(answer: Mapping[str, Any], console: Console) -> None:
 
 def _total(names: Sequence[str], row: Mapping[str, Any]) -> list[str]:
     cells = [_cell(name, row[name], row) if name in row else "" for name in names]
-    return ["total" if not cells[0] else cells[0], *cells[1:]]
+    return [cells[0] or "total", *cells[1:]]
 
 
 def _cell(name: str, value: Any, row: Mapping[str, Any]) -> str:
@@ -81,7 +76,7 @@ def _cell(name: str, value: Any, row: Mapping[str, Any]) -> str:
         return f"{Decimal(str(value)).scaleb(-exponent):,.{exponent + (name == 'epc') * 2}f}"
     if name == "cr":
         return f"{Decimal(str(value)) * 100:.2f} %"
-    return f"{value:,}" if name in _COUNTS else str(value)
+    return f"{value:,}" if name in _FIGURES else str(value)
 
 
 def _footer(answer: Mapping[str, Any]) -> list[str]:

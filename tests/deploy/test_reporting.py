@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import io
 import json
 import os
@@ -121,12 +122,22 @@ async def test_the_answer_as_json_adds_up_to_what_there_is(report: Command) -> N
     assert sum(row["conversions"] for row in rows) == 114
 
 
+async def test_csv_has_every_row_and_no_more(report: Command) -> None:
+    asked = (*ALL, "--group-by", "partner,country", "--metrics", "clicks,invalid_clicks")
+    code, said, wrong = await report("--csv", *asked)
+    assert (code, wrong) == (0, "")
+    head, *rows = csv.reader(io.StringIO(said))
+    assert head == ["partner_id", "country", "clicks", "invalid_clicks", "currency"]
+    assert (len(rows), sum(int(row[2]) for row in rows)) == (12, CLICKS)
+
+
 async def test_the_table_has_the_days_of_the_zone_and_the_metrics_that_were_asked_for(report: Command) -> None:
     code, said, wrong = await report(*ALL, "--timezone", "Asia/Kathmandu", "--metrics", "clicks,payout")
     assert (code, wrong) == (0, "")
     assert "Asia/Kathmandu" in said
     rows = [row for row in cells(said) if row[0].startswith("20")]
     assert sum(int(row[1].replace(",", "")) for row in rows) == CLICKS
+    assert [row[1] for row in cells(said) if row[0] == "total"] == [f"{CLICKS:,}"]
     assert all(re.fullmatch(r"[\d,]+\.\d\d", row[2]) for row in rows)
 
 
