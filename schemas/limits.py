@@ -137,6 +137,7 @@ SETTLE_RECHECK_S = 660.0  # after SIFT_S no batch is under way that began before
 SETTLE_RECHECK_BATCH = 100  # quarter hours that are looked at again at once; after an upgrade they come by the thousand
 SETTLE_MEMORY_MB = 64  # for each sort of a quarter hour's clicks: 100,000 of them take about 20
 DETAIL_VALUES_MAX = 100  # of a partner, a field and a quarter hour, the rest is `(other)`: more is an id, not a group
+DIFFERENCES_SHOWN_MAX = 100  # rows of rollups that differ, in one table: more say no more of what went wrong
 SETTLED_PRUNE_BATCH = 10_000  # rows of one table in one transaction, about 0.1 s
 TASK_RESTART_MAX_S = 5.0  # the longest pause before a crashed task begins again
 PRUNE_EVERY_S = 60.0  # segments are removed this much later than they might be

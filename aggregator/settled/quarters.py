@@ -25,7 +25,7 @@ log = structlog.get_logger()
 _SETTLED = Counter("clickdam_settled_quarters", "Quarter hours that were settled, those settled anew included")
 # A frozen process must not keep its job. And a plan made while tables were empty would read all of them when they are
 # not: each statement is planned for its quarter hour, and goes by indexes.
-_SESSION = f"""
+SESSION = f"""
 SELECT set_config('idle_in_transaction_session_timeout', '{limits.BEHIND_IDLE_S}s', false),
        set_config('statement_timeout', '{limits.SETTLE_QUARTER_S}s', false),
        set_config('enable_seqscan', 'off', false), set_config('jit', 'off', false),
@@ -33,6 +33,7 @@ SELECT set_config('idle_in_transaction_session_timeout', '{limits.BEHIND_IDLE_S}
        set_config('work_mem', '{limits.SETTLE_MEMORY_MB}MB', false)
 """
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('settled'), hashtext('quarters'))"
+AWAIT_LOCK = "SELECT pg_advisory_xact_lock(hashtext('settled'), hashtext('quarters'))"
 _PLACE = """
 SELECT CASE WHEN isfinite(through) THEN through END AS through, complete_through FROM settling, complete_through
 """
@@ -71,7 +72,7 @@ async def run(settings: AggregatorSettings) -> None:
         )
         try:
             async with opening as db:
-                await db.execute(_SESSION)
+                await db.execute(SESSION)
                 await _work_for_ever(db, settings.click_retention_days)
         except DatabaseAway as error:
             log.warning("settling_waits_for_database", error=type(error).__name__)
@@ -99,7 +100,7 @@ async def settle_once(db: Connection, now_ms: int) -> bool:
             quarter_ms = await _stale(db)
         if quarter_ms is None:
             return False
-        await _settle(db, quarter_ms)
+        await settle(db, quarter_ms)
     _SETTLED.inc()
     return True
 
@@ -126,9 +127,9 @@ async def _stale(db: Connection) -> int | None:
     return to_ms(marked) if marked else None
 
 
-async def _settle(db: Connection, quarter_ms: int) -> None:
-    """Marks are taken and clicks counted before the clicks are read: what is committed in between is marked again, or
-    found to be more than was counted."""
+async def settle(db: Connection, quarter_ms: int) -> None:
+    """Settle a quarter hour, in a transaction of whoever has the job's lock. Marks are taken and clicks counted before
+    the clicks are read: what is committed in between is marked again, or found to be more than was counted."""
     begins = at(quarter_ms)
     await db.execute(_TAKE, begins)
     reported = await db.fetchval(_REPORTED, begins)

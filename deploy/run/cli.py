@@ -353,6 +353,28 @@ def report(
 
 
 @app.command()
+def recompute(
+    starts: Annotated[str, typer.Option("--from", help="A day (2026-11-27) or a time with its zone.")],
+    ends: Annotated[str, typer.Option("--to", help="The same; not itself included.")],
+    apply: Annotated[bool, typer.Option("--apply", help="Put right what differs.")] = False,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make the rollups of clicks again, where they are settled, and show what differs from those that are stored.
+
+    Days are those of the programme. Exits with 1 when something differs and is left as it is.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from deploy.run.database import ask  # noqa: PLC0415 - the edge has no road to the database
+    from deploy.run.recomputing import run  # noqa: PLC0415
+
+    settings = load(DatabaseSettings, database_url=database_url)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    differ = ask(run(settings.database_url, starts, ends, console, apply=apply))
+    raise typer.Exit(1 if differ and not apply else 0)
+
+
+@app.command()
 def demo(
     data: Folder = Path("clickdam-data"),
     kill: Annotated[bool, typer.Option("--kill", help="Kill the aggregator in the middle.")] = False,

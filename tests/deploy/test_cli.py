@@ -73,6 +73,7 @@ def test_a_flag_wins_over_its_variable() -> None:
         "keys create",
         "keys list",
         "keys revoke",
+        "recompute",
         "report",
         "demo",
         "replay",

@@ -6,9 +6,8 @@ import asyncio
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -23,35 +22,18 @@ from aggregator.flush.click_rows import row_of
 from aggregator.flush.commit import commit
 from aggregator.flush.decode import Window, decode
 from aggregator.flush.rollup import count, roll_up
-from aggregator.flush.session import Session, open_session
+from aggregator.flush.session import Session
 from aggregator.settled import details, quarters
 from aggregator.settled.prune import prune_once
-from loadtests.faults.journals import click, now_ms, settings
+from loadtests.faults.journals import click, now_ms
 from schemas import limits
 from schemas.events import Click
 from schemas.outcomes import ClickClass
 from tests.aggregator.flush.test_exactly_once import batch_of
+from tests.aggregator.settled.conftest import EMPTY
 
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 VISITORS = [os.urandom(8).hex() for _ in range(9)]
-_EMPTY = """
-TRUNCATE click, click_rollup, first_click, detail_rollup, settled_quarter, stale_quarter, log_position, edge CASCADE;
-UPDATE settling SET through = '-infinity'; UPDATE programme SET timezone = 'UTC'
-"""
-
-
-@pytest.fixture
-async def db(shared_database_url: str) -> AsyncIterator[Connection]:
-    connection = await connect(shared_database_url, command_timeout_s=20)
-    await connection.execute(_EMPTY)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def session(db: Connection, shared_database_url: str, tmp_path: Path) -> AsyncIterator[Session]:
-    async with open_session(settings(shared_database_url, tmp_path)) as opened:
-        yield opened
 
 
 def visit(at_ms: int, visitor: int = 0, **fields: Any) -> Click:
@@ -147,7 +129,7 @@ _CLICK = st.tuples(
 async def test_uniques_are_the_first_valid_clicks_of_a_visitor_on_a_day_of_the_programme(
     zone: str, drawn: list[tuple[int, ...]], db: Connection, session: Session
 ) -> None:
-    await db.execute(_EMPTY)
+    await db.execute(EMPTY)
     await db.execute("UPDATE programme SET timezone = $1", zone)
     around_ms = int(_ZONES[zone].timestamp() * 1000)
     clicks = [
