@@ -70,7 +70,8 @@ ORDER BY received_at, conversion_id LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED
 """
 _SEE = """
 UPDATE conversion SET country = click.country, device = click.device, source_id = click.source_id,
-    click_ref = click.click_ref, subs = coalesce(click.subs, imported.subs), click_seen = true
+    click_ref = click.click_ref, subs = coalesce(click.subs, imported.subs), click_seen = true,
+    changed_at = now()
 FROM unnest($1::uuid[], $2::uuid[], $3::bool[]) AS asked (conversion_id, click_id, is_over)
 LEFT JOIN LATERAL (SELECT * FROM click WHERE id = asked.click_id LIMIT 1) AS click ON true
 LEFT JOIN LATERAL (

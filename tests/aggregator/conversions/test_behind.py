@@ -90,7 +90,8 @@ async def test_a_conversion_that_came_before_its_click_gets_what_it_has_from_it(
     early, other = sale(click_uuid=clicked.id), sale()
     await settled(db, early, other)
     await work(db)
-    assert not (await row(db, early))["click_seen"]
+    before = await row(db, early)
+    assert not before["click_seen"]
     append(new_segment(tmp_path), [clicked])
     await consume_all(settings(database_url, tmp_path))
     await work(db)
@@ -98,6 +99,7 @@ async def test_a_conversion_that_came_before_its_click_gets_what_it_has_from_it(
     assert {name: found[name] for name in told} == told
     assert [found["click_seen"], (await row(db, other))["click_seen"]] == [True, False]
     assert (found["status"], found["payout_minor"], found["version"]) == ("approved", 100, 1)
+    assert found["changed_at"] > before["changed_at"]  # whoever follows changes, or remembers reports, is told
 
 
 async def test_what_is_complete_without_its_click_will_never_have_one(db: Connection) -> None:
