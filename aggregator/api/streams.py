@@ -92,21 +92,21 @@ async def _batches(rows: AsyncIterator[Row]) -> AsyncIterator[list[Row]]:
         yield batch
 
 
-def _write(lines: Iterable[Iterable[str]]) -> bytes:
+def _write(lines: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\r\n").writerows(lines)
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _cells(rows: Iterable[Row], columns: tuple[str, ...]) -> Iterable[list[str]]:
+def _cells(rows: Iterable[Row], columns: tuple[str, ...]) -> Iterable[list[Any]]:
     return ([_cell(row[name]) for name in columns] for row in rows)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Any:
     """Text that came with a click may be anything; numbers are never formulas."""
-    if value is None:
-        return ""
-    return guarded(value) if isinstance(value, str) else orjson.dumps(value).decode()
+    if isinstance(value, str):
+        return guarded(value)
+    return orjson.dumps(value).decode() if isinstance(value, (bool, dict, list)) else value
 
 
 def _headers(name: str, state: State) -> dict[str, str]:
