@@ -47,9 +47,10 @@ _MOVE = "UPDATE settling SET through = $1 WHERE through < $1"
 _STALE = "SELECT min(quarter) FROM stale_quarter"
 _TAKE = "DELETE FROM stale_quarter WHERE quarter = $1"
 _REPORTED = "SELECT coalesce(sum(clicks), 0)::bigint FROM click_rollup WHERE quarter = $1"
-# Clicks that are gone with their day were recorded all the same.
+# Clicks that are gone with their day were recorded all the same. The time is that of writing, not of the transaction's
+# beginning, so that it grows from one settling to the next: what is remembered of a range goes by the latest.
 _WRITE = """
-INSERT INTO settled_quarter AS held (quarter, recorded, reported) VALUES ($1, $2, $3)
+INSERT INTO settled_quarter AS held (quarter, recorded, reported, settled_at) VALUES ($1, $2, $3, clock_timestamp())
 ON CONFLICT (quarter) DO UPDATE SET recorded = greatest(held.recorded, excluded.recorded),
     reported = excluded.reported, settled_at = excluded.settled_at, checked = false
 """
@@ -116,9 +117,9 @@ async def _next(db: Connection) -> int | None:
         return None
     first = await db.fetchval(_NEXT, uniques.first_id(begins_ms), uniques.first_id(ends_ms))
     reached_ms = quarter(uuid_ms(first)) if first else ends_ms
-    if begins_ms:
+    if begins_ms:  # before the first click of all there is nothing to settle: a programme may bring its past yet
         await db.execute(_EMPTY, at(begins_ms), at(reached_ms))
-    await db.execute(_MOVE, at(reached_ms))
+        await db.execute(_MOVE, at(reached_ms))
     return reached_ms if first else None
 
 
