@@ -43,8 +43,9 @@ STATEMENT_S = 600.0
 _DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 _COUNTRIES, _BY_COUNTRY = ("DE", "US", "FR", "GB", "PL", "IT", "ES", "BR"), (30, 25, 12, 10, 8, 6, 5, 4)
 _DEVICES = (("phone", "iOS", "Safari"), ("phone", "Android", "Chrome"), ("desktop", "Windows", "Firefox"))
-# said first, and later, of a sale in a hundred
-_STATUSES = ((("approved", ""), 84), (("pending", ""), 9), (("approved", "reversed"), 4), (("pending", "rejected"), 3))
+# what is said of a sale first, and later
+_STATUSES = (("approved", ""), ("pending", ""), ("approved", "reversed"), ("pending", "rejected"))
+_BY_STATUS = (84, 9, 4, 3)
 _PROGRAMME = f"""
 INSERT INTO advertiser (name, token_sha256)
 SELECT 'Advertiser ' || n, ('history ' || n)::bytea FROM generate_series(1, {ADVERTISERS}) AS n;
@@ -126,10 +127,9 @@ def sold(rng: Random, clicks: Sequence[Click], piece: Piece, ends_ms: int) -> tu
     """The sales that follow from some of these clicks, and what is said of some of them later."""
     valid = [click for click in clicks if click.click_class == ClickClass.NORMAL]
     chosen = rng.sample(valid, min(piece.sales, len(valid)))
-    statuses, weights = zip(*_STATUSES, strict=True)
     sales, changes = list[Conversion](), list[Conversion]()
     for n, click in enumerate(chosen):
-        first, later = rng.choices(statuses, weights)[0]
+        first, later = rng.choices(_STATUSES, _BY_STATUS)[0]
         sale = _sale(rng, click, f"order-{piece.number}-{n}", ends_ms)
         sales.append(replace(sale, status=first))
         if later:
