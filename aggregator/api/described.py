@@ -134,9 +134,9 @@ _PAYOUT = record(
 )  # fmt: skip
 _TERMS = record(
     "Terms", ("side", *_PAYOUT["properties"]), null="valid_from",
-    sometimes="partner_id event amount_minor percent currency tiers marginal in_force", tiers=_TIERS,
+    sometimes="partner_id event amount_minor percent currency tiers marginal in_force live", tiers=_TIERS,
 )  # fmt: skip
-_SCOPE = record("Scope", ("scope", "valid_from"), null="valid_from")
+_SCOPE = record("Scope", ("scope", "valid_from"), null="valid_from", sometimes="live")
 _OFFER = record(
     "Offer", (*offers.COLUMNS, "payout"), sometimes="live",
     null="""external_id fallback_url starts_at ends_at timezone targeting auto_approve_days amount_max_minor

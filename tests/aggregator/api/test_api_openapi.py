@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import openapi_spec_validator
+from jsonschema import Draft202012Validator
 
 import aggregator.api
 from aggregator.api import docs_page
@@ -18,6 +19,23 @@ from aggregator.api.app import ROUTES
 from aggregator.api.described import DESCRIBED
 from aggregator.api.openapi import document
 from aggregator.api.shapes import record
+from aggregator.db.connect import Connection
+from aggregator.db.instants import at
+from aggregator.db.partitions import ensure
+from aggregator.reports.figures import METRICS
+from tests.aggregator.api.conftest import Client, Made
+from tests.aggregator.api.test_api_every_call import GUARDED, Programme, programme
+from tests.aggregator.api.test_api_lists import NOW_MS, callers_of, clicked
+from tests.aggregator.api.test_api_schemathesis import closed
+
+__all__ = ["programme"]  # a fixture
+ORDER = ("GET", "PUT", "POST", "PATCH", "DELETE")
+# what cannot be done any more to what was done before
+REFUSED = {
+    ("POST", "/v1/conversions/{id}/chargeback"): 409,
+    ("PATCH", "/v1/conversions/{id}"): 409,
+    ("POST", "/v1/me/offers/{id}/apply"): 409,
+}
 
 
 def test_every_route_is_described_and_everything_described_is_a_route() -> None:
@@ -95,3 +113,42 @@ def test_the_page_has_nothing_from_elsewhere_and_nothing_that_runs() -> None:
     assert tags.attributes == {"lang", "charset", "name", "content", "id", "class", "href"}
     assert "/openapi.json" in tags.targets
     assert all(target == "/openapi.json" or target.startswith("#") for target in tags.targets)
+
+
+def answer_schema(told: dict[str, Any], method: str, path: str, status: int) -> Any:
+    """What an answer in JSON has to be, and nothing besides."""
+    answer = told["paths"][path][method.lower()]["responses"][str(status)]
+    if "$ref" in answer:
+        answer = told["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+    return {"components": closed(told["components"]), **closed(answer["content"]["application/json"]["schema"])}
+
+
+async def test_what_every_call_answers_is_as_described(
+    admin: Client, programme: Programme, made: Made, db: Connection
+) -> None:
+    callers = await callers_of(admin, db, made)
+    await ensure(db, [at(NOW_MS).date()])
+    await clicked(db, made)
+    await db.execute("UPDATE edge SET heard_at = registered_at")
+    programme.bodies["POST", "/v1/reports/query"] = {
+        "group_by": ["day", "offer"],
+        "metrics": list(METRICS),
+        "totals": True,
+    }
+    told, refused, wrong = document(ROUTES), {}, []
+    for method, path, who, _ in sorted(GUARDED, key=lambda call: ORDER.index(call[0])):
+        if path.startswith("/v1/export/"):
+            continue
+        for role in who.split(",") if method == "GET" else who.split(",")[:1]:
+            body = {"data": b"", "headers": {"Content-Type": "application/x-ndjson"}} if "/import" in path else {}
+            asked = body or {"json": programme.body(method, path)}
+            account = (
+                f"?partner_id={made.partner_id}" if role == "admin" and path in ("/v1/balance", "/v1/ledger") else ""
+            )
+            status, answer = await getattr(callers, role)(method, programme.path(path) + account, **asked)
+            if status >= 300:
+                refused[method, path] = status
+            faults = Draft202012Validator(answer_schema(told, method, path, status)).iter_errors(answer)
+            wrong += [(method, path, role, fault.json_path, fault.message) for fault in faults]
+    assert wrong == []
+    assert refused == REFUSED
