@@ -1,5 +1,5 @@
-"""Whatever the OpenAPI document lets be asked, by a key of any role: no fault of ours, and no status, type or shape that
-is not in it."""
+"""Whatever the OpenAPI document lets be asked, by a key of any role: no fault of ours, and no status, type or shape
+that is not in it."""
 
 import asyncio
 from collections import Counter
