@@ -8,6 +8,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -25,7 +26,7 @@ from aggregator.flush.rollup import count, roll_up
 from aggregator.flush.session import Session
 from aggregator.settled import details, quarters
 from aggregator.settled.prune import prune_once
-from loadtests.faults.journals import click, now_ms
+from loadtests.faults.journals import click, now_ms, settings
 from schemas import limits
 from schemas.events import Click
 from schemas.outcomes import ClickClass
@@ -315,6 +316,22 @@ async def test_several_aggregators_beside_a_consumer_settle_everything_once(
     assert await db.fetchval("SELECT sum(recorded)::int FROM settled_quarter") == 600
     per_source = await db.fetch("SELECT value, sum(clicks)::int FROM detail_rollup GROUP BY 1")
     assert dict(map(tuple, per_source)) == {f"s{n}": 150 for n in range(4)}
+
+
+async def test_an_aggregator_settles_by_itself(
+    db: Connection, session: Session, shared_database_url: str, tmp_path: Path
+) -> None:
+    begins_ms = an_hour()
+    await flush(session, *(visit(begins_ms + n * QUARTER_MS, source_id="s") for n in range(3)))
+    await complete(db, begins_ms + 3 * QUARTER_MS)
+    running = asyncio.create_task(quarters.run(settings(shared_database_url, tmp_path)))
+    async with asyncio.timeout(60):
+        while await db.fetchval("SELECT count(*) FROM settled_quarter") < 3:
+            assert not running.done()
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await uniques(db) == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- details
