@@ -123,7 +123,7 @@ async def a_shop(admin: Any, db: Connection) -> tuple[Any, Any]:
 
 
 # a question for each kind of rows that answers it: rollups, conversions
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"group_by": ["offer", "partner"], "metrics": ["clicks", "conversions", "sale_amount"], "totals": True},
     {"group_by": ["offer", "partner"], "metrics": ["conversions"], "filters": {"status": ["approved"]}, "totals": True},
     {"group_by": ["offer", "partner"], "metrics": ["conversions"], "date_basis": "click", "totals": True},
