@@ -245,6 +245,7 @@ def _show(machine: Machine) -> None:
         "log": machine.log_url,
         "metrics": "  ".join(machine.metrics_urls.values()),
         "data": f"{machine.data}  (logs in logs/)",
+        "reports": f"clickdam report --data {machine.data}",
         "for programs": f"{machine.data / folder.DESCRIPTION}  (urls, keys and pids)",
     }
     show(places, machine.link_url, machine.edge_url, machine.api_url, machine.memory.demo)
