@@ -81,8 +81,8 @@ class After(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A report to be made. `begun`: the end of the bucket that goes on now, or of the range; what begins later has no
-    row of zeros yet. `groups` are columns; `sort` is a metric or the granularity, and whether the highest is first."""
+    """A report to be made. From `begun` on, where the first bucket begins that lies ahead, there are no rows of zeros
+    yet. `groups` are columns; `sort` is a metric or the granularity, and whether the highest is first."""
 
     starts: datetime
     ends: datetime
@@ -157,7 +157,7 @@ def read_query(body: QueryBody, programme_zone: str, now: datetime, role: str) -
     return Asked(
         starts=starts,
         ends=ends,
-        begun=next((one.ends for one in cuts if one.ends > now), ends),
+        begun=next((one.starts for one in cuts if one.starts > now), ends),
         zone=zone,
         granularity=granularity,
         groups=groups,

@@ -287,3 +287,15 @@ def test_clicks_are_refused_where_they_have_no_such_thing(words: dict[str, str])
     for metric in ("clicks", "unique_clicks", "cr", "epc"):
         with pytest.raises(Refused, match="clicks have no"):
             asked(metrics=metric, **words)
+
+
+@pytest.mark.parametrize(
+    ("span", "begun"),
+    [
+        ({"from_": "2026-11-20", "to": "2026-11-25"}, "2026-11-25T00:00Z"),
+        ({"from_": "2026-11-20", "to": "2026-12-25"}, "2026-11-28T00:00Z"),
+        ({"from_": "2026-12-20", "to": "2026-12-25"}, "2026-12-20T00:00Z"),
+    ],
+)
+def test_days_that_lie_ahead_have_not_begun(span: dict[str, str], begun: str) -> None:
+    assert asked(**span).begun == at(begun)

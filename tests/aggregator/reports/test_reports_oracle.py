@@ -396,6 +396,7 @@ async def ask_all(db: Connection, question: Question, scope: Scope) -> tuple[lis
     return wanted_rows, answer.get("totals"), streamed
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=questions())
 async def test_any_question_is_answered_as_the_events_themselves_say(
