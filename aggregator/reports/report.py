@@ -228,9 +228,10 @@ def _after(args: list[Any], asked: Asked, cuts: list[Bucket]) -> str:
     if asked.sort is None:
         return key
     sort, descending = _sorted(asked)[0], asked.sort[1]
-    if asked.after.value is None:
+    last = str(number) if asked.sort[0] in TIMES else asked.after.value
+    if last is None:
         return f"{sort} IS NULL AND {key}"
-    args.append(Decimal(asked.after.value))
+    args.append(Decimal(last))
     value = f"${len(args)}::numeric"
     return f"({sort} {'<' if descending else '>'} {value} OR {sort} IS NULL OR {sort} = {value} AND {key})"
 

@@ -194,11 +194,13 @@ async def test_pages_joined_are_the_whole(db: Connection) -> None:
         await add_clicks(db, utc("2026-11-27T10:15"), link_id, link_id)
         for currency in chosen.sample(["EUR", "USD", "CHF"], chosen.randint(0, 3)):
             await add_sales(db, utc("2026-11-26T10:15"), link_id, currency, (1, 2, 3))
-    for group_by in ("link", "day"):
-        whole = (await ask(db, group_by=group_by))["data"]
+    for group_by, sort in (("link", "-payout"), ("day", "-day"), ("day", "day")):
+        whole = (await ask(db, group_by=group_by, sort=sort))["data"]
         pages, cursor = [], ""
         while True:
-            page = await ask(db, group_by=group_by, limit="7" if group_by == "link" else "1", **_after(cursor))
+            page = await ask(
+                db, group_by=group_by, limit="7" if group_by == "link" else "1", sort=sort, **_after(cursor)
+            )
             pages += page["data"]
             assert page["truncated"] == bool(page["next_cursor"])
             if not page["next_cursor"]:
