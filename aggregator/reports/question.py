@@ -18,8 +18,9 @@ class Question:
 
 
 async def question(versions: Versions, report: Report) -> Question:
-    """A report with the version that its rows have now. Raises Refused("unavailable")."""
-    rows = Rows(report.scope.partner_id, report.scope.advertiser_id, report.asked.starts, report.asked.ends)
+    """A report with the version that its rows have now. An advertiser's is everybody's: its rows go by its offers, and
+    others may send conversions of them. Raises Refused("unavailable")."""
+    rows = Rows(report.scope.partner_id, report.asked.starts, report.asked.ends)
     return Question(report, await versions.version(rows))
 
 

@@ -41,10 +41,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows an answer is made of: whose (of all, where neither is named), and of what time; `ends` is not in it."""
+    """The rows an answer is made of: a partner's or all, and of what time; `ends` is not in it."""
 
     partner_id: int | None
-    advertiser_id: int | None
     starts: datetime
     ends: datetime
 
@@ -66,12 +65,11 @@ async def read_version(db: Database, rows: Rows) -> str:
     """What changes with any of these rows, as long as their quarter hours are settled: conversions say themselves when
     they changed, whatever time they are of; clicks do when their quarter hour is settled anew. Empty while a change may
     be under way that would not show."""
-    owner = ""
     args: list[Any] = [rows.starts, rows.ends, limits.TRANSACTION_S]
-    for name, value in (("partner_id", rows.partner_id), ("advertiser_id", rows.advertiser_id)):
-        if value is not None:
-            args.append(value)
-            owner += f" {'AND' if owner else 'WHERE'} {name} = ${len(args)}"
+    owner = ""
+    if rows.partner_id is not None:
+        owner = "WHERE partner_id = $4"
+        args.append(rows.partner_id)
     row = await db.fetchrow(_VERSION.format(owner=owner), *args)
     assert row is not None
     return f"{row['changed_at']} {row['settled_at']}" if row["is_sure"] else ""
