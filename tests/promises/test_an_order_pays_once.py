@@ -34,6 +34,7 @@ POSTS = 50
 WORKERS = 2
 KILL_AFTER_S = (0.002, 0.005, 0.010, 0.015, 0.020, 0.030)  # of the posts of one order each
 RECEIPT_S = 30.0
+AGAIN_S = 0.05
 APPLIED_S = 30.0
 SALE_MINOR = 4_990
 _NEVER = datetime.min.replace(tzinfo=UTC)
@@ -93,7 +94,7 @@ async def post_order(edge_url: str, token: str, click_id: str, order_id: str) ->
 async def post_until_receipt(session: aiohttp.ClientSession, request: Mapping[str, Any], posted: Posted) -> None:
     while (receipt := await post(session, request)) is None:
         posted.repeated += 1
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(AGAIN_S)
     posted.receipts.append(receipt)
 
 
@@ -299,7 +300,8 @@ async def get_until_taken(session: aiohttp.ClientSession, request: Mapping[str, 
             assert response.status in {200, 202, 503}, "202 where Kafka was too slow, and the spool has it"
             if response.status != 503:
                 return repeated
-            repeated += 1
+        repeated += 1
+        await asyncio.sleep(AGAIN_S)
 
 
 async def until_complete_through(postgres: asyncpg.Connection, moment: datetime) -> None:
