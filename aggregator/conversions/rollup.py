@@ -10,19 +10,19 @@ from aggregator.db.connect import Database
 from aggregator.db.instants import at, quarter
 from schemas.outcomes import Status
 
-_SUMS = (
+SUMS = (
     "conversions", "pending", "rejected", "reversed",
     "sale_amount_minor", "payout_minor", "payout_pending_minor", "payout_reversed_minor", "revenue_minor",
 )  # fmt: skip
 _ROLLUP = f"""
 INSERT INTO conversion_rollup AS held
-    (quarter, link_id, offer_id, partner_id, currency, shard, {", ".join(_SUMS)})
-SELECT quarter, link_id, offer_id, partner_id, currency, $6, {", ".join(_SUMS)}
+    (quarter, link_id, offer_id, partner_id, currency, shard, {", ".join(SUMS)})
+SELECT quarter, link_id, offer_id, partner_id, currency, $6, {", ".join(SUMS)}
 FROM unnest($1::timestamptz[], $2::int[], $3::int[], $4::int[], $5::text[],
-            {", ".join(f"${n}::numeric[]" for n in range(7, 7 + len(_SUMS)))})
-    AS new (quarter, link_id, offer_id, partner_id, currency, {", ".join(_SUMS)})
+            {", ".join(f"${n}::numeric[]" for n in range(7, 7 + len(SUMS)))})
+    AS new (quarter, link_id, offer_id, partner_id, currency, {", ".join(SUMS)})
 ON CONFLICT (quarter, link_id, offer_id, partner_id, currency, shard) DO UPDATE
-    SET {", ".join(f"{name} = held.{name} + excluded.{name}" for name in _SUMS)}
+    SET {", ".join(f"{name} = held.{name} + excluded.{name}" for name in SUMS)}
 """  # noqa: S608 - our own names
 _COUNTED = {Status.APPROVED: 0, Status.PENDING: 1, Status.REJECTED: 2, Status.REVERSED: 3}
 _SALE, _PAYOUT, _PENDING, _REVERSED, _REVENUE = range(4, 9)
@@ -46,7 +46,7 @@ def counted(state: State) -> Iterator[tuple[Key, int, int]]:
 
 async def roll_up(db: Database, moves: Iterable[tuple[State | None, State]], shard: int) -> None:
     """Add what these conversions, before and after, changed; in the order of the rows' keys."""
-    sums: dict[Key, list[int]] = defaultdict(lambda: [0] * len(_SUMS))
+    sums: dict[Key, list[int]] = defaultdict(lambda: [0] * len(SUMS))
     for before, after in moves:
         for key, place, amount in counted(after):
             sums[key][place] += amount

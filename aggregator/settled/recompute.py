@@ -12,9 +12,10 @@ from aggregator.db.instants import QUARTER_MS, to_ms
 from aggregator.settled import quarters, uniques
 from schemas.outcomes import INVALID, ClickClass
 
-Counts = tuple[int, int, int]  # clicks, invalid ones, unique ones
+Counts = tuple[int, ...]
+FIGURES = ("clicks", "invalid_clicks", "unique_clicks")
 _NOTHING = (0, 0, 0)
-_CORRECTIONS = -2  # the shard of what is added and taken away here, which no partition has
+CORRECTIONS = -2  # the shard of what is added and taken away here, which no partition has
 _SETTLED = "SELECT quarter FROM settled_quarter WHERE quarter >= $1 AND quarter < $2 ORDER BY quarter"
 _KEY = "link_id, offer_id, partner_id, country, device"
 _SUMS = "sum(clicks)::bigint, sum(invalid_clicks)::bigint, sum(unique_clicks)::bigint"
@@ -33,7 +34,7 @@ WITH told AS (
     UNION ALL SELECT {_KEY}, -clicks, -invalid_clicks FROM click_rollup WHERE quarter = $1
 )
 INSERT INTO click_rollup AS held (quarter, {_KEY}, shard, clicks, invalid_clicks)
-SELECT $1, {_KEY}, {_CORRECTIONS}, sum(clicks), sum(invalid_clicks) FROM told GROUP BY {_KEY}
+SELECT $1, {_KEY}, {CORRECTIONS}, sum(clicks), sum(invalid_clicks) FROM told GROUP BY {_KEY}
 HAVING sum(clicks) <> 0 OR sum(invalid_clicks) <> 0
 ORDER BY link_id, offer_id, partner_id, country COLLATE "C", device COLLATE "C"
 ON CONFLICT (quarter, {_KEY}, shard) DO UPDATE
@@ -43,11 +44,13 @@ _CLASSES = [*map(int, INVALID)], [int(ClickClass.TEST), int(ClickClass.UNCOUNTED
 
 
 class Difference(NamedTuple):
-    """A row of a rollup, its shards together, that is not what the clicks come to. `key` is what it counts."""
+    """A row of a rollup, its shards together, that is not what the rows it counts come to. `key` is what it counts,
+    `figures` are the names of what is `stored` and of what is `recomputed`."""
 
     quarter: datetime
     rollup: str
     key: tuple[object, ...]
+    figures: tuple[str, ...]
     stored: Counts
     recomputed: Counts
 
@@ -61,8 +64,8 @@ async def settled(db: Connection, starts: datetime, ends: datetime) -> list[date
 
 
 async def recompute(db: Connection, begins: datetime, *, apply: bool) -> list[Difference]:
-    """What a settled quarter hour's rollups would become. With `apply` they do; else it is done and taken back, so that
-    both ways tell the same. Nothing is settled meanwhile. Raises what the database raises."""
+    """What the rollups of a settled quarter hour's clicks would become. With `apply` they do; else it is done and taken
+    back, so that both ways tell the same. Nothing is settled meanwhile. Raises what the database raises."""
     transaction = db.transaction()
     await transaction.start()
     try:
@@ -94,4 +97,4 @@ def _differences(begins: datetime, stored: Rows, recomputed: Rows) -> Iterator[D
     for rollup, key in sorted(stored.keys() | recomputed.keys(), key=repr):
         was, is_now = stored.get((rollup, key), _NOTHING), recomputed.get((rollup, key), _NOTHING)
         if was != is_now:
-            yield Difference(begins, rollup, key, was, is_now)
+            yield Difference(begins, rollup, key, FIGURES, was, is_now)

@@ -359,7 +359,7 @@ def recompute(
     apply: Annotated[bool, typer.Option("--apply", help="Put right what differs.")] = False,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Make the rollups of clicks again, where they are settled, and show what differs from those that are stored.
+    """Make the rollups of conversions and of settled clicks again, and show what differs from those that are stored.
 
     Days are those of the programme. Exits with 1 when something differs and is left as it is.
     """

@@ -1,4 +1,4 @@
-"""`clickdam recompute`: what rollups of clicks would be if they were made again, as a table."""
+"""`clickdam recompute`: what rollups would be if they were made again, as a table."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from rich.table import Table
 
 from aggregator.db.connect import connected
 from aggregator.db.instants import rfc3339
+from aggregator.settled import recompute, recompute_sales
 from aggregator.settled.quarters import SESSION
-from aggregator.settled.recompute import Difference, recompute, settled
+from aggregator.settled.recompute import Difference
 from deploy.run.children import CannotStart
 from schemas import limits
-
-_COUNTED = "clicks, invalid, unique"
 
 
 async def run(database_url: str, starts: str, ends: str, console: Console, *, apply: bool) -> int:
@@ -29,14 +28,18 @@ async def run(database_url: str, starts: str, ends: str, console: Console, *, ap
     async with opening as db:
         await db.execute(SESSION)
         zone = ZoneInfo(await db.fetchval("SELECT timezone FROM programme"))
-        quarters = await settled(db, _instant(starts, zone), _instant(ends, zone))
-        for quarter in track(quarters, "recomputing", console=console, transient=True, disable=not console.is_terminal):
-            found = await recompute(db, quarter, apply=apply)
+        span = _instant(starts, zone), _instant(ends, zone)
+        clicked, sold = await recompute.settled(db, *span), await recompute_sales.sold(db, *span)
+        steps = [(recompute.recompute, one) for one in clicked] + [(recompute_sales.recompute, one) for one in sold]
+        progress = track(steps, "recomputing", console=console, transient=True, disable=not console.is_terminal)
+        for compare, quarter in progress:
+            found = await compare(db, quarter, apply=apply)
             count += len(found)
             shown += found[: limits.DIFFERENCES_SHOWN_MAX - len(shown)]
     _show(shown, console)
     done = ", put right" if apply and count else ""
-    _say(console, f"{len(quarters):,} settled quarter hours looked at: {count:,} rows differ{done}")
+    looked_at = f"{len(clicked):,} settled quarter hours and {len(sold):,} with conversions looked at"
+    _say(console, f"{looked_at}: {count:,} rows differ{done}")
     if count > len(shown):
         _say(console, f"the first {len(shown):,} are shown")
     return count
@@ -52,14 +55,21 @@ def _instant(text: str, zone: ZoneInfo) -> datetime:
 
 
 def _show(differences: Iterable[Difference], console: Console) -> None:
-    table = Table("quarter hour", "rollup", "of", f"stored ({_COUNTED})", f"by the clicks ({_COUNTED})")
+    table = Table("quarter hour", "rollup", "of", "stored", "recomputed")
     for one in differences:
         table.add_row(
             rfc3339(one.quarter, "seconds"), one.rollup, " ".join(str(part) or "-" for part in one.key),
-            " ".join(map(str, one.stored)), " ".join(map(str, one.recomputed)),
+            *_differing(one),
         )  # fmt: skip
     if table.row_count:
         console.print(table, markup=False)
+
+
+def _differing(one: Difference) -> tuple[str, str]:
+    """The figures that are not the same, as they are stored and as they would be."""
+    differ = [pair for pair in zip(one.figures, one.stored, one.recomputed, strict=True) if pair[1] != pair[2]]
+    stored = ", ".join(f"{name} {was}" for name, was, _ in differ)
+    return stored, ", ".join(f"{name} {is_now}" for name, _, is_now in differ)
 
 
 def _say(console: Console, text: str) -> None:

@@ -100,7 +100,7 @@ async def test_the_command_prints_what_differs_and_how_many_rows(
         return await run(shared_database_url, *times, console, apply=apply), console.file.getvalue()
 
     count, text = await said(apply=False)
-    assert (count, "3 settled quarter hours looked at: 0 rows differ" in text) == (0, True)
+    assert (count, "3 settled quarter hours and 0 with conversions looked at: 0 rows differ" in text) == (0, True)
     await db.execute("UPDATE click_rollup SET clicks = clicks + 7000 WHERE shard = 0")
     count, text = await said(apply=False)
     assert count > 2
