@@ -30,7 +30,9 @@ EVENTS_TOPIC = "clickdam.events"
 _COMPLETE = """
 SELECT CASE WHEN EXISTS (SELECT FROM edge) THEN (SELECT complete_through FROM complete_through) END
 """
-_BEFORE = "SELECT count(*) FROM click WHERE id < $1"
+_BEFORE = """
+SELECT (SELECT count(*) FROM click WHERE id < $1) + (SELECT count(*) FROM conversion_intake WHERE intake_id < $1)
+"""
 
 
 @dataclass(slots=True)
@@ -124,7 +126,8 @@ async def _buy(
 
 @dataclass(slots=True)
 class Shown:
-    """What the reports promised meanwhile: (complete_through, clicks in Postgres received before it, when asked)."""
+    """What the reports promised meanwhile: (complete_through, clicks and intakes of conversions in Postgres that were
+    received before it, when asked)."""
 
     promises: list[tuple[datetime, int]] = field(default_factory=list)
 
