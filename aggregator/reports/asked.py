@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, available_timezones
 import msgspec
 
 from aggregator.reports.buckets import QUARTER, TIMES, Granularity, buckets, midnight
-from aggregator.reports.figures import DEFAULT, HIDDEN, METRICS, needs_clicks
+from aggregator.reports.figures import BOOKED, DEFAULT, HIDDEN, METRICS, needs_clicks
 from schemas import limits, money
 from schemas.errors import Refused
 from schemas.outcomes import Status
@@ -31,7 +31,8 @@ GROUPS = {
 }  # fmt: skip
 IDS = frozenset({"link_id", "offer_id", "partner_id", "advertiser_id"})
 FILTERS = (*GROUPS.values(), "currency")
-DATE_BASES = ("conversion", "click")
+DATE_BASES = ("conversion", "click", "ledger")
+BOOKED_BY = frozenset({"partner_id", "offer_id", "advertiser_id", "event", "currency"})  # what the ledger knows
 DEFAULT_DAYS = 7
 PARAMETERS = frozenset(
     "from to timezone granularity group_by metrics date_basis sort limit cursor totals".split()
@@ -151,7 +152,8 @@ def read_query(body: QueryBody, programme_zone: str, now: datetime, role: str) -
     granularity, groups = _grouping(body)
     filters = _filters(body)
     _check_names(groups, filters, role)
-    metrics = _metrics(body.metrics, groups, filters, role)
+    date_basis = _one_of("date_basis", body.date_basis, DATE_BASES)
+    metrics = _metrics(body.metrics, groups, filters, role, date_basis)
     sort = None if body.sort is None else _sort(body.sort, metrics, granularity)
     cuts = _cuts(starts, ends, zone, granularity)
     return Asked(
@@ -163,7 +165,7 @@ def read_query(body: QueryBody, programme_zone: str, now: datetime, role: str) -
         groups=groups,
         metrics=metrics,
         filters=filters,
-        date_basis=_one_of("date_basis", body.date_basis, DATE_BASES),
+        date_basis=date_basis,
         sort=sort,
         limit=number("limit", str(body.limit), limits.REPORT_ROWS_MAX),
         after=None if body.cursor is None else read_cursor(_order(granularity, groups, sort), body.cursor),
@@ -397,11 +399,14 @@ def _check_names(groups: Sequence[str], filters: Sequence[Filter], role: str) ->
 
 
 def _metrics(
-    asked: Sequence[str] | None, groups: Sequence[str], filters: Sequence[Filter], role: str
+    asked: Sequence[str] | None, groups: Sequence[str], filters: Sequence[Filter], role: str, date_basis: str
 ) -> tuple[str, ...]:
     without_clicks = sorted(SALE_ONLY & ({*groups} | {one.name for one in filters}))
+    if date_basis == "ledger":
+        _check_booked(asked or (), groups, filters)
     if asked is None:
-        return tuple(name for name in DEFAULT[role] if not (without_clicks and needs_clicks(name)))
+        usual = DEFAULT[role] if date_basis != "ledger" else [name for name in BOOKED if name not in HIDDEN[role]]
+        return tuple(name for name in usual if not (without_clicks and needs_clicks(name)))
     for name in asked:
         if name not in METRICS:
             raise Refused("bad_value", f"there is no metric {_shown(name)}, only {', '.join(METRICS)}", "metrics")
@@ -412,6 +417,18 @@ def _metrics(
     if not asked or len(set(asked)) < len(asked):
         raise Refused("bad_value", "name one or more metrics, each once", "metrics")
     return tuple(asked)
+
+
+def _check_booked(metrics: Sequence[str], groups: Sequence[str], filters: Sequence[Filter]) -> None:
+    """Raises Refused naming what the ledger does not know, and what it does."""
+    wanted = [("group_by", name) for name in groups] + [(one.name, one.name) for one in filters]
+    for field, name in wanted:
+        if name not in BOOKED_BY:
+            sentence = "date_basis=ledger goes by partner, offer, advertiser, event and currency"
+            raise Refused("bad_value", f"{sentence}, not by {name}", field)
+    for name in metrics:
+        if name in METRICS and name not in BOOKED:
+            raise Refused("bad_value", f"date_basis=ledger has {', '.join(BOOKED)}: leave {name} out", "metrics")
 
 
 def _sort(text: str, metrics: Sequence[str], granularity: Granularity) -> tuple[str, bool]:

@@ -23,6 +23,7 @@ _MADE_OF = {
     "aov": ("sale_amount", "conversions"),
 }
 METRICS = (*CLICKED, *CONVERTED, *DERIVED)
+BOOKED = ("payout", "payout_reversed", "revenue", "profit")  # what the ledger knows
 SETTLED = frozenset({"unique_clicks", "duplicate_clicks"})
 DEFAULT = {
     "admin": ("clicks", "conversions", "sale_amount", "payout"),

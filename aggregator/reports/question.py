@@ -20,7 +20,7 @@ class Question:
 async def question(versions: Versions, report: Report) -> Question:
     """A report with the version that its rows have now. An advertiser's is everybody's: its rows go by its offers, and
     others may send conversions of them. Raises Refused("unavailable")."""
-    rows = Rows(report.scope.partner_id, report.asked.starts, report.asked.ends)
+    rows = Rows(report.scope.partner_id, report.asked.starts, report.asked.ends, report.asked.date_basis == "ledger")
     return Question(report, await versions.version(rows))
 
 

@@ -262,7 +262,10 @@ def _figure(name: str, value: Decimal | None) -> int | float | None:
 
 
 def _provisional_from(asked: Asked, state: State) -> datetime | None:
-    through = state.settled_through if needs_settled(asked) else state.complete_through
+    if asked.date_basis == "ledger":
+        through: datetime | None = state.booked_through
+    else:
+        through = state.settled_through if needs_settled(asked) else state.complete_through
     if through is None:
         return asked.starts
     return None if through >= asked.ends else max(asked.starts, through)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from aggregator.db.instants import to_ms
 from aggregator.reports.asked import DETAILS, SALE_ONLY, Asked, Scope
-from aggregator.reports.figures import CLICKED, CONVERTED, SETTLED, made_of
+from aggregator.reports.figures import CLICKED, CONVERTED, COUNTS, SETTLED, made_of
 from schemas import limits
 from schemas.errors import Refused
 from schemas.outcomes import INVALID, ClickClass
@@ -54,6 +54,20 @@ _CONVERSIONS = """(
     ) AS part (currency, one, payout, sale, revenue)
     WHERE part.currency IS NOT NULL
 ) AS held"""
+# Every line but the programme's own, which is the others' sum. A payout is of the account it was booked to, what an
+# advertiser owes of the partner who sold it.
+_LEDGER = """(
+    SELECT entry.at AS quarter, coalesce(entry.offer_id, 0) AS offer_id, line.currency, sale.event,
+           coalesce(CASE WHEN is_payout THEN owner_id END, sale.partner_id, 0) AS partner_id, {zeros},
+           CASE WHEN is_payout THEN line.amount_minor ELSE 0 END AS payout_minor,
+           CASE WHEN is_payout AND entry.kind IN ('reversal', 'refund', 'chargeback') THEN -line.amount_minor
+                ELSE 0 END AS payout_reversed_minor,
+           CASE WHEN is_payout THEN 0 ELSE -line.amount_minor END AS revenue_minor
+    FROM ledger_entry AS entry JOIN ledger_line AS line ON line.entry_id = entry.id AND {accounts}
+    LEFT JOIN conversion AS sale ON sale.conversion_id = entry.conversion_id
+    CROSS JOIN LATERAL (SELECT line.account LIKE 'partner:%' AS is_payout,
+                               split_part(line.account, ':', 2)::int AS owner_id) AS account
+) AS held"""
 _SUBS = [f"sub{n}" for n in range(1, 11)]
 
 
@@ -74,22 +88,24 @@ def clicks_of(asked: Asked) -> Source | None:
     details = asked.names.intersection(DETAILS)
     if len(details) == 1 and asked.names - details <= _OWNERS:
         return Source("detail_rollup AS held", next(iter(details)))
-    _check_raw(asked, "clicks", "link, offer, partner, advertiser, country and device, or one of os, browser, source "
-                                "and sub1 to sub10 with offer, partner or advertiser")  # fmt: skip
+    _check_raw(asked, "clicks are", "link, offer, partner, advertiser, country and device, or one of os, browser, "
+                                    "source and sub1 to sub10 with offer, partner or advertiser")  # fmt: skip
     subs = ", ".join(f"click.subs ->> '{name}' AS {name}" for name in _SUBS)
     first, end = (f"'{_first_id(at)}'" for at in (asked.starts, asked.ends))
     return Source(_CLICKS.format(subs=subs, normal=int(ClickClass.NORMAL), first=first, end=end, classes=_CLASSES))
 
 
 def conversions_of(asked: Asked, scope: Scope) -> Source | None:
-    """The same of conversions."""
+    """The same of conversions, and of what was booked for them."""
     if made_of(asked.metrics).isdisjoint(CONVERTED):
         return None
+    if asked.date_basis == "ledger":
+        return _ledger_of(asked, scope)
     if asked.date_basis == "conversion" and asked.names <= _CONVERSION_ROLLUP:
         return Source("conversion_rollup AS held")
     if scope == Scope() and not any(one.name in _INDEXED and not one.excluded for one in asked.filters):
-        _check_raw(asked, "conversions", "link, offer, partner, advertiser and currency by date_basis=conversion, or a "
-                                         "filter by one of the first four")  # fmt: skip
+        _check_raw(asked, "conversions are", "link, offer, partner, advertiser and currency by date_basis=conversion, "
+                                             "or a filter by one of the first four")  # fmt: skip
     joined = [name for name in _OF_CLICK if name in asked.names]
     return Source(
         _CONVERSIONS.format(
@@ -99,6 +115,16 @@ def conversions_of(asked: Asked, scope: Scope) -> Source | None:
             join="LEFT JOIN click ON click.id = sale.click_id" if joined else "",
         )
     )
+
+
+def _ledger_of(asked: Asked, scope: Scope) -> Source:
+    """What was booked. What is a partner's is found by its account, anything else by its time."""
+    accounts = f"line.account = 'partner:{scope.partner_id}'"
+    if scope.partner_id is None or "revenue" in made_of(asked.metrics):
+        _check_raw(asked, "entries of the ledger are", "a partner's key, of payout and payout_reversed")
+        accounts = "line.account <> 'programme'"
+    zeros = ", ".join(f"0 AS {name}" for name in (*COUNTS, "sale_amount_minor", "payout_pending_minor"))
+    return Source(_LEDGER.format(accounts=accounts, zeros=zeros))
 
 
 def needs_settled(asked: Asked) -> bool:
@@ -145,7 +171,7 @@ def _put(args: list[Any], value: Any) -> str:
 def _check_raw(asked: Asked, what: str, known: str) -> None:
     if asked.ends - asked.starts > timedelta(days=limits.RAW_DAYS_MAX, hours=1):
         days = limits.RAW_DAYS_MAX
-        message = f"of more than {days} days {what} are asked for by {known}; by anything else for {days} days"
+        message = f"of more than {days} days {what} asked for by {known}; by anything else for {days} days"
         raise Refused("bad_value", message, "group_by")
 
 

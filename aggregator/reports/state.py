@@ -16,7 +16,7 @@ from schemas.two_tier import SecondTierAway, TwoTier
 
 _STATE = """
 SELECT (SELECT complete_through FROM complete_through) AS complete_through,
-       nullif(through, '-infinity') AS settled_through
+       nullif(through, '-infinity') AS settled_through, now() - make_interval(secs => $1) AS booked_through
 FROM settling
 """
 # A change says when its transaction began and is seen when that ends: the newest time names all changes up to it only
@@ -33,19 +33,23 @@ FROM (SELECT (SELECT max(changed_at) FROM conversion {owner}) AS changed_at,
 @dataclass(frozen=True, slots=True)
 class State:
     """`complete_through`: all that edges received before it is in the figures; None while an edge that may have more is
-    not heard of, or none ever was. `settled_through`: so are uniques and details; None while none is settled."""
+    not heard of, or none ever was. `settled_through`: so are uniques and details; None while none is settled.
+    `booked_through`: nothing will be booked in the ledger as of a time before it."""
 
     complete_through: datetime | None
     settled_through: datetime | None
+    booked_through: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows an answer is made of: a partner's or all, and of what time; `ends` is not in it."""
+    """The rows an answer is made of: a partner's or all, and of what time; `ends` is not in it. `booked`: of the
+    ledger, whose time is that of the booking."""
 
     partner_id: int | None
     starts: datetime
     ends: datetime
+    booked: bool = False
 
 
 class _Seen(NamedTuple):
@@ -56,9 +60,9 @@ class _Seen(NamedTuple):
 
 
 async def read_state(db: Database) -> State:
-    row = await db.fetchrow(_STATE)
+    row = await db.fetchrow(_STATE, limits.TRANSACTION_S)
     assert row is not None
-    return State(row["complete_through"], row["settled_through"])
+    return State(row["complete_through"], row["settled_through"], row["booked_through"])
 
 
 async def read_version(db: Database, rows: Rows) -> str:
@@ -101,7 +105,9 @@ class Versions:
         """The version of rows whose whole time is settled; None where an answer made of them may be given for
         `limits.REPORT_OPEN_S` only. Raises Refused("unavailable")."""
         state = await self.state()
-        through = (state.complete_through, state.settled_through)
+        through = [state.complete_through, state.settled_through]
+        if rows.booked:
+            through.append(state.booked_through)
         if any(one is None or one < rows.ends for one in through):
             return None
         return str(await self._find(rows)) or None

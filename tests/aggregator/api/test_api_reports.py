@@ -1,6 +1,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from aggregator.conversions import ledger
 from aggregator.db.connect import Connection
 from tests.aggregator.api.conftest import Made, offer_body, sold
 
@@ -62,6 +63,10 @@ BAD_QUERIES = {
     "group_by=status&metrics=clicks": "metrics",
     "group_by=sub1,sub2&from=2026-01-01&to=2026-04-01": "group_by",
     "format=xml": "format",
+    "date_basis=ledger&metrics=clicks": "metrics",
+    "date_basis=ledger&group_by=day,link": "group_by",
+    "date_basis=ledger&country=DE": "country",
+    "date_basis=ledger&from=2026-01-01&to=2026-04-01": "group_by",
     "metrics=": "metrics",
     "link_id=99999999999": "link_id",
     "link_id=%27OR%201=1": "link_id",
@@ -164,6 +169,45 @@ async def test_a_partner_is_told_no_revenue_and_an_advertiser_no_payout(admin: A
     for role, hidden in (("partner", {"revenue", "profit"}), ("advertiser", {"payout", "epc", "profit"})):
         _, answer = await clients[role]("GET", "/v1/reports?totals=1")
         assert not hidden & (set(answer["data"][0]) | set(answer["totals"][0]))
+
+
+async def test_what_was_booked_is_each_keys_own_and_comes_to_its_balance(admin: Any, db: Connection) -> None:
+    (one, of_one), (other, of_other) = await a_shop(admin, db), await a_shop(admin, db)
+    for made, amount_minor in ((one, -125), (other, 99)):
+        sale = await db.fetchval("SELECT conversion_id FROM conversion WHERE offer_id = $1 LIMIT 1", made.offer_id)
+        owed = ledger.balanced(ledger.Line(ledger.advertiser(made.advertiser_id), -700, "EUR"))
+        await ledger.book(db, [ledger.Entry("accrual", owed, "sender", None, sale, made.offer_id)])
+        adjustment = {"partner_id": made.partner_id, "amount_minor": amount_minor, "currency": "EUR", "reason": "test"}
+        assert (await admin("POST", "/v1/adjustments", json=adjustment))[0] == 201
+    question = {"date_basis": "ledger", "group_by": ["offer", "partner"], "totals": True}
+    _, whole = await admin("POST", "/v1/reports/query", json=question)
+    totals = {"payout": 4 * 425 - 26, "payout_reversed": 0, "revenue": 1400, "profit": 1400 - 4 * 425 + 26}
+    assert whole["totals"] == [totals | {"currency": "EUR"}]
+    for made, clients, paid in ((one, of_one, 725), (other, of_other, 949)):
+        status, answer = await clients["partner"]("POST", "/v1/reports/query", json=question)
+        assert status == 200, answer
+        assert {row["partner_id"] for row in answer["data"]} == {made.partner_id}
+        assert {row["offer_id"] for row in answer["data"]} == {0, made.offer_id}  # 0: of no offer
+        assert answer["totals"] == [{"payout": paid, "payout_reversed": 0, "currency": "EUR"}]
+        _, balance = await clients["partner"]("GET", "/v1/balance")
+        assert [one["amount_minor"] for one in balance["data"]] == [paid]
+        status, answer = await clients["advertiser"]("POST", "/v1/reports/query", json=question)
+        assert status == 200, answer
+        row = {"offer_id": made.offer_id, "partner_id": made.partner_id, "revenue": 700, "currency": "EUR"}
+        assert answer["data"] == [row]
+        for client in clients.values():
+            asked = question | {"filters": {"offer_id": [(other if made is one else one).offer_id]}}
+            assert (await client("POST", "/v1/reports/query", json=asked))[1]["data"] == []
+    for role, metric in (("partner", "revenue"), ("partner", "profit"), ("advertiser", "payout")):
+        status, _ = await of_one[role]("GET", f"/v1/reports?date_basis=ledger&metrics={metric}")
+        assert status == 403
+
+
+async def test_a_partner_may_ask_for_a_year_of_what_was_booked(admin: Any, db: Connection) -> None:
+    _, clients = await a_shop(admin, db)
+    days = "from=2026-01-01&to=2027-01-01"
+    status, answer = await clients["partner"]("GET", f"/v1/reports?date_basis=ledger&granularity=month&{days}")
+    assert (status, sum(row["payout"] for row in answer["data"])) == (200, 850), answer
 
 
 async def test_a_key_for_reports_alone_may_also_ask_by_a_body(admin: Any) -> None:

@@ -106,7 +106,7 @@ BAD = {
     "event": ["", "-"],
     "status": ["", "paid", "APPROVED", "-open"],
     "currency": ["", "eur", "XXX", "EURO"],
-    "date_basis": ["", "event", "ledger", "CLICK"],
+    "date_basis": ["", "event", "LEDGER", "CLICK"],
     "sort": ["", "-", "clicks,payout", "revenue", "day,clicks", "--clicks", "country"],
     "totals": ["", "true", "2"],
     "limit": ["", "0", "-1", "1001", "abc", "1e3", "9" * 400],
@@ -279,6 +279,34 @@ def test_what_is_not_for_a_role_is_forbidden(role: str, words: str) -> None:
 def test_metrics_that_nobody_named_are_those_a_role_may_see() -> None:
     assert "payout" not in asked(role="advertiser").metrics
     assert "revenue" not in asked(role="partner").metrics
+
+
+def test_the_ledger_has_metrics_of_its_own_and_of_them_those_a_role_may_see() -> None:
+    booked = {role: asked(role=role, date_basis="ledger").metrics for role in ("admin", "partner", "advertiser")}
+    assert booked == {
+        "admin": ("payout", "payout_reversed", "revenue", "profit"),
+        "partner": ("payout", "payout_reversed"),
+        "advertiser": ("revenue",),
+    }
+    assert asked(date_basis="ledger", group_by="event,partner", currency="EUR", advertiser_id="-1").metrics
+    for role, metric in (("partner", "revenue"), ("partner", "profit"), ("advertiser", "payout")):
+        with pytest.raises(Refused) as refused:
+            asked(role=role, date_basis="ledger", metrics=metric)
+        assert refused.value.code == "forbidden"
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        ({"metrics": "payout,clicks"}, "metrics"), ({"metrics": "conversions"}, "metrics"),
+        ({"metrics": "payout_pending"}, "metrics"), ({"metrics": "epc"}, "metrics"), ({"group_by": "link"}, "group_by"),
+        ({"group_by": "day,status"}, "group_by"), ({"country": "DE"}, "country"), ({"sub1": "-x"}, "sub1"),
+    ],
+)  # fmt: skip
+def test_what_the_ledger_does_not_know_is_refused_with_what_it_does(words: dict[str, str], field: str) -> None:
+    with pytest.raises(Refused, match=r"date_basis=ledger (has payout|goes by partner)") as refused:
+        asked(date_basis="ledger", **words)
+    assert (refused.value.code, refused.value.field) == ("bad_value", field)
 
 
 @pytest.mark.parametrize("words", [{"group_by": "event"}, {"group_by": "status"}, {"currency": "EUR"}, {"event": "-x"}])

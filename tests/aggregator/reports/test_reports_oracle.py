@@ -54,11 +54,14 @@ CLICK_METRICS = ("clicks", "invalid_clicks", "unique_clicks", "duplicate_clicks"
 SALE_METRICS = ("conversions", "approved", "pending", "rejected", "reversed", "sale_amount", "revenue", "payout",
                 "payout_pending", "payout_reversed", "profit", "aov")  # fmt: skip
 RATES = ("cr", "epc")
+BOOKED_METRICS = ("payout", "payout_reversed", "revenue", "profit")
+BOOKED_NAMES = ("partner_id", "offer_id", "advertiser_id", "event", "currency")
 
 
 @dataclass(frozen=True)
 class Event:
-    """A click or a conversion, and all that a report may ask of it; `None` for what is not known."""
+    """A click, a conversion or an entry of the ledger, and all that a report may ask of it; `None` for what is not
+    known. `kind` is the entry's, `sale` the place of its conversion among all."""
 
     at: datetime
     clicked_at: datetime
@@ -66,6 +69,8 @@ class Event:
     unique: bool = False
     invalid: bool = False
     money: tuple[tuple[str, str, int], ...] = ()  # currency, metric, amount
+    kind: str = ""
+    sale: int | None = None
 
 
 def some(chosen: random.Random, name: str, missing: float = 0.2) -> Any:
@@ -115,27 +120,55 @@ def sales(chosen: random.Random, of: list[Event]) -> list[Event]:
     return found
 
 
+def entries(chosen: random.Random, of: list[Event]) -> list[Event]:
+    """What was booked for conversions, some of it taken back or changed later, and for no conversion at all."""
+    found = []
+    for n, sale in enumerate(of):
+        at, said = sale.at, sale.said
+        for kind in ("accrual", *chosen.sample(("reversal", "refund", "chargeback", "change"), chosen.randrange(3))):
+            sign = {"accrual": 1, "change": chosen.choice((1, -1))}.get(kind, -1)
+            paid, earned = sign * chosen.randrange(5_000), sign * chosen.randrange(5_000)
+            money = [(said["paid_in"], "payout", paid), (said["earned_in"], "revenue", earned)]
+            if kind in ("reversal", "refund", "chargeback"):
+                money.append((said["paid_in"], "payout_reversed", -paid))
+            found.append(Event(at, at, said, money=tuple(money), kind=kind, sale=n))
+            at += timedelta(milliseconds=chosen.randrange(9 * 86_400_000))
+    for _ in range(60):
+        offer_id = chosen.choice((0, *ADVERTISERS))
+        owners = {
+            "partner_id": chosen.choice((1, 2)),
+            "offer_id": offer_id,
+            "advertiser_id": ADVERTISERS.get(offer_id, 0),
+        }
+        money = [(chosen.choice(VALUES["currency"]), "payout", chosen.randrange(-5_000, 5_000))]
+        at = moment(chosen)
+        found.append(Event(at, at, owners | {"event": None}, money=tuple(money), kind="adjustment"))
+    return found
+
+
 @dataclass(frozen=True, repr=False)
 class World:
     db: Connection
     clicks: list[Event]
     sales: list[Event]
+    booked: list[Event]
 
 
 @pytest.fixture(scope="module")
 async def world(shared_database_url: str) -> AsyncIterator[World]:
     filling = await asyncpg.connect(shared_database_url)
-    made, sold = await fill(filling)
+    events = await fill(filling)
     await filling.close()
     db = await connect(shared_database_url, command_timeout_s=30)
-    yield World(db, made, sold)
+    yield World(db, *events)
     await db.close()
 
 
-async def fill(db: Connection) -> tuple[list[Event], list[Event]]:
+async def fill(db: Connection) -> tuple[list[Event], list[Event], list[Event]]:
     chosen = random.Random(20261101)
     made = clicks(chosen, 1_500)
     sold = sales(chosen, chosen.sample(made, 400))
+    booked = entries(chosen, sold)
     await db.execute(
         "INSERT INTO advertiser (name, token_sha256) VALUES ('One', '\\x01'), ('Two', '\\x02');"
         "INSERT INTO partner (name) VALUES ('One'), ('Two')"
@@ -151,8 +184,9 @@ async def fill(db: Connection) -> tuple[list[Event], list[Event]]:
     await write_rollups(db, made, sold)
     by_moment = {(one.at, one.said["link_id"], one.said["sub1"]): ids[id(one)] for one in made}
     await write_sales(db, sold, by_moment)
+    await write_ledger(db, booked)
     await db.execute("ANALYZE")
-    return made, sold
+    return made, sold, booked
 
 
 async def write_clicks(db: Connection, made: list[Event], ids: dict[int, UUID]) -> None:
@@ -236,6 +270,24 @@ async def write_sales(db: Connection, sold: list[Event], click_ids: dict[tuple[A
     await db.copy_records_to_table("conversion", records=rows, columns=columns)
 
 
+async def write_ledger(db: Connection, booked: list[Event]) -> None:
+    """Of each entry what a partner is owed, what an advertiser owes, and the programme's other side."""
+    heads, account_lines = [], []
+    for n, one in enumerate(booked, 1):
+        sale = None if one.sale is None else UUID(int=one.sale + 1)
+        heads.append((n, one.at, one.kind, sale, one.said["offer_id"] or None, "sender"))
+        sums: dict[tuple[str, str], int] = defaultdict(int)
+        for currency, metric, amount in one.money:
+            owner = {"payout": ("partner", "partner_id", 1), "revenue": ("advertiser", "advertiser_id", -1)}.get(metric)
+            if owner:
+                sums[f"{owner[0]}:{one.said[owner[1]]}", currency] += owner[2] * amount
+                sums["programme", currency] -= owner[2] * amount
+        account_lines += [(n, account, amount, currency) for (account, currency), amount in sums.items()]
+    columns = ("id", "at", "kind", "conversion_id", "offer_id", "actor")
+    await db.copy_records_to_table("ledger_entry", records=heads, columns=columns)
+    await db.copy_records_to_table("ledger_line", records=account_lines)
+
+
 # The oracle
 
 
@@ -267,12 +319,12 @@ def wanted(one: Event, question: Question, scope: Scope) -> bool:
         for name, values in question.get(side, {}).items():
             if name == "currency":
                 continue
-            if said.get(name) is None and name in DETAILS:
+            if said.get(name) is None and name in (*DETAILS, "event"):
                 return False
             if (said.get(name) in values) is excluded:
                 return False
     grouped = [NAMES[one] for one in question["group_by"] if one in NAMES]
-    return owned and all(said[name] is not None for name in grouped if name in DETAILS)
+    return owned and all(said[name] is not None for name in grouped if name in (*DETAILS, "event"))
 
 
 def expected(world: World, question: Question, scope: Scope, cut: dict[str, Any]) -> list[dict[str, Any]]:
@@ -296,8 +348,8 @@ def expected(world: World, question: Question, scope: Scope, cut: dict[str, Any]
                 sums["unique_clicks"] += one.unique
                 sums["duplicate_clicks"] += not one.invalid and not one.unique and quarter(one.at) < SETTLED
     needed = needs(metrics)
-    for one in world.sales:
-        at = one.at if question["date_basis"] == "conversion" else one.clicked_at
+    for one in world.booked if question["date_basis"] == "ledger" else world.sales:
+        at = one.clicked_at if question["date_basis"] == "click" else one.at
         if cut["from"] <= at < cut["to"] and wanted(one, question, scope):
             for currency, metric, amount in one.money:
                 if metric in needed and kept(currency, question):
@@ -354,20 +406,25 @@ def questions(draw: st.DrawFn) -> tuple[Question, Scope]:
     begins = date.fromisoformat(draw(st.sampled_from(WEEKS))) + timedelta(days=draw(st.integers(-2, 6)))
     days = draw(st.integers(1, 12))
     granularity = draw(st.sampled_from(("quarter", "hour", "day", "day", "week", "month", "total", "total")))
-    groups = draw(st.lists(st.sampled_from(list(NAMES)), max_size=2, unique=True))
+    date_basis = draw(st.sampled_from(("conversion", "conversion", "click", "ledger")))
+    names = [name for name in VALUES if date_basis != "ledger" or name in BOOKED_NAMES]
+    groups = draw(
+        st.lists(st.sampled_from([one for one, name in NAMES.items() if name in names]), max_size=2, unique=True)
+    )
     sides: dict[str, dict[str, list[Any]]] = {"filters": {}, "exclusions": {}}
-    for name in draw(st.lists(st.sampled_from(list(VALUES)), max_size=2, unique=True)):
+    for name in draw(st.lists(st.sampled_from(names), max_size=2, unique=True)):
         values = draw(st.lists(st.sampled_from(VALUES[name]), min_size=1, max_size=2, unique=True))
         sides[draw(st.sampled_from(("filters", "exclusions")))][name] = values
     sale_only = {"event", "status", "currency"} & {*groups, *sides["filters"], *sides["exclusions"]}
-    known = SALE_METRICS if sale_only else (*CLICK_METRICS, *SALE_METRICS, *RATES)
+    known: tuple[str, ...] = SALE_METRICS if sale_only else (*CLICK_METRICS, *SALE_METRICS, *RATES)
+    known = BOOKED_METRICS if date_basis == "ledger" else known
     metrics = draw(st.lists(st.sampled_from(known), min_size=1, max_size=5, unique=True))
     sort = draw(st.one_of(st.none(), st.sampled_from(metrics), st.sampled_from(metrics).map(lambda one: f"-{one}")))
     scope = draw(st.sampled_from((Scope(), Scope(), Scope(partner_id=1), Scope(partner_id=2), Scope(None, 1))))
     words = {
         "from_": begins.isoformat(), "to": (begins + timedelta(days=days)).isoformat(), "granularity": granularity,
         "timezone": draw(st.sampled_from(ZONES)), "group_by": groups, "metrics": metrics, "sort": sort,
-        "date_basis": draw(st.sampled_from(("conversion", "conversion", "click"))),
+        "date_basis": date_basis,
         "limit": draw(st.sampled_from((3, 50, 1000, 1000))), "totals": draw(st.booleans()), **sides,
     }  # fmt: skip
     return words, scope
@@ -381,7 +438,7 @@ async def ask_all(db: Connection, question: Question, scope: Scope) -> tuple[lis
     """All pages, up to PAGES of them, the totals, and the same by a cursor of the database."""
     wanted_rows: list[Any] = []
     answer: dict[str, Any] = {"next_cursor": None}
-    state = State(None, None)
+    state = State(None, None, NOW)
     for _ in range(PAGES):
         body = QueryBody(**question | {"cursor": answer["next_cursor"]})
         made = Report(read_query(body, "UTC", NOW, "admin"), "EUR", scope)

@@ -107,9 +107,24 @@ async def test_only_rows_whose_whole_time_is_complete_and_settled_have_a_version
         (ends - QUARTER, ends, False), (ends, ends, True), (ends + QUARTER, ends + QUARTER, True),
     ):  # fmt: skip
         await complete(db, through, settled)
-        assert await read_state(db) == State(through, settled)
+        state = await read_state(db)
+        assert state == State(through, settled, state.booked_through)
         async with pool(database_url) as connections:
             assert (await Versions(connections).version(OURS) is not None) == is_closed, (through, settled)
+
+
+async def test_what_was_booked_has_a_version_once_nobody_can_be_booking_as_of_then(
+    db: Connection, database_url: str
+) -> None:
+    now = await db.fetchval("SELECT now()")
+    await complete(db, now, now)
+    async with pool(database_url) as connections:
+        for ends, booked, is_closed in (
+            (now - QUARTER, True, True), (now - timedelta(seconds=limits.TRANSACTION_S / 2), True, False),
+            (now - timedelta(seconds=limits.TRANSACTION_S / 2), False, True),
+        ):  # fmt: skip
+            version = await Versions(connections).version(Rows(1, DAY, ends, booked))
+            assert (version is not None) == is_closed, (ends, booked)
 
 
 async def test_a_version_is_read_again_after_its_second_and_never_used_when_postgres_is_away(
