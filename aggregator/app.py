@@ -1,4 +1,4 @@
-"""The aggregator's process: consumer, publisher, settlers of caps and of quarter hours, what comes after conversions,
+"""The aggregator's process: consumer, publisher, settlers of caps and of what is past, what comes after conversions,
 partition keeper, measurer, pruner; an admin port."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aggregator.flush.prune import prune
 from aggregator.flush.run import consume
 from aggregator.publish import caps
 from aggregator.publish import run as publisher
-from aggregator.settled import quarters
+from aggregator.settled import run as settler
 from schemas import limits
 from schemas.settings import AggregatorSettings
 
@@ -52,7 +52,7 @@ def _tasks(settings: AggregatorSettings, ready: asyncio.Event) -> dict[str, Task
         "publisher": lambda: publisher.run(settings.database_url, settings.redis_url),
         "caps": lambda: caps.settle(settings.database_url, settings.redis_url),
         "behind": lambda: behind.run(settings),
-        "quarters": lambda: quarters.run(settings),
+        "settler": lambda: settler.run(settings),
         "partitions": lambda: partitions.keep(settings),
         "measure": lambda: measure(settings),
     }

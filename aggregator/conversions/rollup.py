@@ -14,7 +14,12 @@ SUMS = (
     "conversions", "pending", "rejected", "reversed",
     "sale_amount_minor", "payout_minor", "payout_pending_minor", "payout_reversed_minor", "revenue_minor",
 )  # fmt: skip
+# Days that are settled are marked in the same statement: what they came to is compared again.
 _ROLLUP = f"""
+WITH marked AS (
+    INSERT INTO stale_day (quarter)
+    SELECT DISTINCT quarter FROM settling, unnest($1::timestamptz[]) AS quarter WHERE quarter < days_through
+)
 INSERT INTO conversion_rollup AS held
     (quarter, link_id, offer_id, partner_id, currency, shard, {", ".join(SUMS)})
 SELECT quarter, link_id, offer_id, partner_id, currency, $6, {", ".join(SUMS)}
@@ -45,7 +50,8 @@ def counted(state: State) -> Iterator[tuple[Key, int, int]]:
 
 
 async def roll_up(db: Database, moves: Iterable[tuple[State | None, State]], shard: int) -> None:
-    """Add what these conversions, before and after, changed; in the order of the rows' keys."""
+    """Add what these conversions, before and after, changed; in the order of the rows' keys. Marks what was settled
+    without it."""
     sums: dict[Key, list[int]] = defaultdict(lambda: [0] * len(SUMS))
     for before, after in moves:
         for key, place, amount in counted(after):

@@ -6,21 +6,15 @@ it comes to the same, and that is how clicks get in that came later than `comple
 
 from __future__ import annotations
 
-import asyncio
-import time
+from datetime import datetime
 
-import structlog
 from prometheus_client import Counter
 
-from aggregator.db.connect import Connection, DatabaseAway, connected
+from aggregator.db.connect import Connection
 from aggregator.db.instants import QUARTER_MS, at, quarter, to_ms
 from aggregator.settled import details, uniques
-from aggregator.settled.prune import prune_once
 from schemas import limits
 from schemas.click_id import uuid_ms
-from schemas.settings import AggregatorSettings
-
-log = structlog.get_logger()
 
 _SETTLED = Counter("clickdam_settled_quarters", "Quarter hours that were settled, those settled anew included")
 # A frozen process must not keep its job. And a plan made while tables were empty would read all of them when they are
@@ -32,7 +26,7 @@ SELECT set_config('idle_in_transaction_session_timeout', '{limits.BEHIND_IDLE_S}
        set_config('plan_cache_mode', 'force_custom_plan', false),
        set_config('work_mem', '{limits.SETTLE_MEMORY_MB}MB', false)
 """
-_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('settled'), hashtext('quarters'))"
+LOCK = "SELECT pg_try_advisory_xact_lock(hashtext('settled'), hashtext('quarters'))"
 AWAIT_LOCK = "SELECT pg_advisory_xact_lock(hashtext('settled'), hashtext('quarters'))"
 _PLACE = """
 SELECT CASE WHEN isfinite(through) THEN through END AS through, complete_through FROM settling, complete_through
@@ -43,6 +37,7 @@ INSERT INTO settled_quarter (quarter, recorded, reported)
 SELECT empty, 0, 0 FROM generate_series($1::timestamptz, $2::timestamptz - interval '15 minutes', '15 minutes') AS empty
 ON CONFLICT DO NOTHING
 """
+_TELL_DAY = "INSERT INTO stale_day (quarter) SELECT $1::timestamptz FROM settling WHERE days_through > $1"
 _MOVE = "UPDATE settling SET through = $1 WHERE through < $1"
 _STALE = "SELECT min(quarter) FROM stale_quarter"
 _TAKE = "DELETE FROM stale_quarter WHERE quarter = $1"
@@ -65,35 +60,11 @@ UPDATE settled_quarter SET checked = true FROM due WHERE settled_quarter.quarter
 """
 
 
-async def run(settings: AggregatorSettings) -> None:
-    """Settle until cancelled. Postgres being away is waited for."""
-    while True:
-        opening = connected(
-            settings.database_url, command_timeout_s=limits.SETTLE_QUARTER_S, application_name="clickdam-settled"
-        )
-        try:
-            async with opening as db:
-                await db.execute(SESSION)
-                await _work_for_ever(db, settings.click_retention_days)
-        except DatabaseAway as error:
-            log.warning("settling_waits_for_database", error=type(error).__name__)
-        await asyncio.sleep(limits.DATABASE_RETRY_MAX_S)
-
-
-async def _work_for_ever(db: Connection, keep_days: int) -> None:
-    while True:
-        began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
-        more = await settle_once(db, now_ms)
-        more |= await prune_once(db, now_ms, keep_days)
-        took_s = time.monotonic() - began
-        await asyncio.sleep(max(0 if more else limits.SETTLE_EVERY_S, took_s * (1 / limits.BEHIND_SHARE - 1)))
-
-
 async def settle_once(db: Connection, now_ms: int) -> bool:
     """Settle one quarter hour: the next one that is complete, else one that clicks have come to since. Is there more to
     do? False also where another aggregator is at it. Raises one of DatabaseAway."""
     async with db.transaction():
-        if not await db.fetchval(_LOCK):
+        if not await db.fetchval(LOCK):
             return False
         await db.execute(_RECHECK, at(now_ms - int(limits.SETTLE_RECHECK_S * 1000)), limits.SETTLE_RECHECK_BATCH)
         quarter_ms = await _next(db)
@@ -140,3 +111,9 @@ async def settle(db: Connection, quarter_ms: int) -> None:
         await uniques.write(db, begins)
     await db.execute(_WRITE, begins, recorded, reported)
     await db.execute(_MOVE, at(quarter_ms + QUARTER_MS))
+    await tell_day(db, begins)
+
+
+async def tell_day(db: Connection, begins: datetime) -> None:
+    """Have the day of a quarter hour compared with what was settled, if it was, because something may have changed."""
+    await db.execute(_TELL_DAY, begins)

@@ -76,6 +76,7 @@ async def recompute(db: Connection, begins: datetime, *, apply: bool) -> list[Di
         rows = await db.fetch(_COMPARE.format(corrected=_CORRECT if apply else ""), begins)
         if apply and rows:
             await db.execute(_TELL, begins)
+            await quarters.tell_day(db, begins)
     return [_difference(begins, row) for row in rows]
 
 

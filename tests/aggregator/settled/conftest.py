@@ -12,8 +12,9 @@ from aggregator.flush.session import Session, open_session
 from loadtests.faults.journals import settings
 
 EMPTY = """
-TRUNCATE click, click_rollup, first_click, detail_rollup, settled_quarter, stale_quarter, log_position, edge CASCADE;
-UPDATE settling SET through = '-infinity'; UPDATE programme SET timezone = 'UTC'
+TRUNCATE click, click_rollup, first_click, detail_rollup, settled_quarter, stale_quarter, log_position, edge,
+    conversion_rollup, settled_day, settled_version, settled_total, stale_day CASCADE;
+UPDATE settling SET through = '-infinity', days_through = '-infinity'; UPDATE programme SET timezone = 'UTC'
 """
 
 

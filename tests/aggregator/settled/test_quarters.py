@@ -26,6 +26,7 @@ from aggregator.flush.rollup import count, roll_up
 from aggregator.flush.session import Session
 from aggregator.settled import details, quarters
 from aggregator.settled.prune import prune_once
+from aggregator.settled.run import run
 from loadtests.faults.journals import click, now_ms, settings
 from schemas import limits
 from schemas.events import Click
@@ -324,7 +325,7 @@ async def test_an_aggregator_settles_by_itself(
     begins_ms = an_hour()
     await flush(session, *(visit(begins_ms + n * QUARTER_MS, source_id="s") for n in range(3)))
     await complete(db, begins_ms + 3 * QUARTER_MS)
-    running = asyncio.create_task(quarters.run(settings(shared_database_url, tmp_path)))
+    running = asyncio.create_task(run(settings(shared_database_url, tmp_path)))
     async with asyncio.timeout(60):
         while await db.fetchval("SELECT count(*) FROM settled_quarter") < 3:
             assert not running.done()
