@@ -56,6 +56,15 @@ class Outcome(StrEnum):
     UNCOUNTED = "uncounted"
 
 
+# Counted by an edge in its last word of all: one that has not was killed, and may have taken more than it counted.
+CLOSED = "closed"
+
+
+def late(outcome: Outcome) -> str:
+    """The counter, by hour alone, of what was answered `late` and then had this outcome."""
+    return f"{Outcome.LATE}_{outcome}"
+
+
 def refused(reason: Reason) -> str:
     """The counter of requests that were answered with a 4xx or 503 for this reason."""
     return f"refused_{reason.value}"

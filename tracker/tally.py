@@ -16,6 +16,10 @@ class Tally:
 
     def count(self, outcome: str, at_ms: int, n: int = 1) -> None:
         self.totals[outcome] += n
+        self.note(outcome, at_ms, n)
+
+    def note(self, outcome: str, at_ms: int, n: int) -> None:
+        """Count by the hour alone what is no outcome of its own: what an event that had one came to later."""
         hour = self._hours.get(at_ms // HOUR_MS)
         if hour is None:
             hour = self._hours[at_ms // HOUR_MS] = defaultdict(int)
@@ -25,12 +29,13 @@ class Tally:
         """The latest hours, as a beat carries them: {"2026-11-23T01": {"recorded": 12}}."""
         for old in sorted(self._hours)[:-_HOURS_KEPT]:
             del self._hours[old]
-        return {_name(hour): dict(counts) for hour, counts in self._hours.items()}
+        return {hour_name(hour * HOUR_MS): dict(counts) for hour, counts in self._hours.items()}
 
     def begin_incarnation(self) -> None:
         """Counts by hour belong to an incarnation; the totals to the process."""
         self._hours.clear()
 
 
-def _name(hour: int) -> str:
-    return datetime.fromtimestamp(hour * 3600, UTC).strftime("%Y-%m-%dT%H")
+def hour_name(at_ms: int) -> str:
+    """The hour (UTC) of a time."""
+    return datetime.fromtimestamp(at_ms // 1_000, UTC).strftime("%Y-%m-%dT%H")

@@ -89,7 +89,7 @@ WHERE edge_beat.incarnation = standing.incarnation AND edge_beat.complete_to = s
 _COUNT = """
 INSERT INTO edge_counter AS held (incarnation, hour, outcome, count)
 SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::bigint[])
-ON CONFLICT (incarnation, hour, outcome) DO UPDATE SET count = greatest(held.count, excluded.count)
+ON CONFLICT (incarnation, hour, outcome) DO UPDATE SET count = excluded.count WHERE held.count < excluded.count
 """
 
 Offset = tuple[str, int, int]  # source, partition, offset

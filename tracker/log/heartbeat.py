@@ -17,7 +17,7 @@ from schemas import limits
 from schemas.events import Beat
 from tracker.clock import EdgeClock
 from tracker.log.recorder import Log, Recorder
-from tracker.tally import Tally
+from tracker.tally import Tally, hour_name
 
 log = structlog.get_logger()
 State = Literal["open", "beat", "closed"]
@@ -55,6 +55,8 @@ class Heartbeat(abc.ABC):
         return self._made("beat", now, now if oldest is None else min(oldest, now))
 
     def _made(self, state: State, at_ms: int, complete_to_ms: int) -> Beat:
+        counters = self._tally.by_hour()
+        counters.setdefault(hour_name(at_ms), {})[state] = 1  # so it is known until when an edge was heard of itself
         return Beat(
             v=1,
             edge=self._edge,
@@ -63,7 +65,7 @@ class Heartbeat(abc.ABC):
             at_ms=at_ms,
             complete_to_ms=complete_to_ms,
             acked=self.log.acked(),
-            counters=self._tally.by_hour(),
+            counters=counters,
         )
 
     def _take_incarnation(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from schemas import limits
-from schemas.outcomes import Outcome
+from schemas.outcomes import Outcome, late
 from tracker.background import running
 from tracker.tally import HOUR_MS, Tally
 
@@ -55,6 +55,7 @@ class Batch:
     waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     deadline: asyncio.TimerHandle | None = None
+    late: dict[str, int] = field(default_factory=dict)  # answered before it was known what became of them
     hour_ends_ms: int = 0
 
     def __post_init__(self) -> None:
@@ -168,6 +169,8 @@ class Recorder:
                 self._in_flight = None
             self.queued_events -= len(batch.events)
             self._settle(batch, outcome)
+            for counted_as, n in batch.late.items():
+                self._tally.note(counted_as + late(outcome), batch.first_ms, n)
 
     async def drained(self) -> None:
         """Return when nothing is queued or in flight."""
@@ -216,6 +219,8 @@ class Recorder:
 
     def _settle(self, batch: Batch, outcome: Outcome) -> None:
         """Tell all who still wait. Each waiter is told, and counted, once."""
+        if outcome is Outcome.LATE:
+            batch.late = Counter([*(counted_as for _, counted_as in batch.waiters), *("" for _ in batch.answers)])
         if batch.deadline is not None:
             batch.deadline.cancel()
             batch.deadline = None

@@ -88,6 +88,22 @@ async def test_at_the_deadline_a_waiter_is_told_late_once_and_the_event_is_writt
     assert tally.totals == {"late": 1}
 
 
+@pytest.mark.parametrize(("error", "became"), [(None, "late_recorded"), (LogFailed("disk full"), "late_lost")])
+async def test_what_became_of_a_late_event_is_counted_by_its_hour_beside_the_one_outcome_that_it_has(
+    error: Exception | None, became: str
+) -> None:
+    log, tally = SlowLog(), Tally()
+    log.open.clear()
+    async with recorder(log, tally) as found:
+        waiting = [found.put(b"1", NOW), found.put(b"2", NOW), found.put(b"3", NOW, "conversion_")]
+        await asyncio.gather(*(waiter for waiter in waiting if waiter))
+        log.error = error
+        log.open.set()
+    assert tally.totals == {"late": 2, "conversion_late": 1}
+    (counts,) = tally.by_hour().values()
+    assert counts == {"late": 2, "conversion_late": 1, became: 2, f"conversion_{became}": 1}
+
+
 async def test_the_deadline_counts_from_the_oldest_waiter_also_behind_a_write_under_way() -> None:
     log, tally = SlowLog(), Tally()
     log.open.clear()
