@@ -17,9 +17,11 @@ from schemas.outcomes import INVALID, ClickClass
 Counts = list[str]
 
 _UNREPORTED = frozenset({ClickClass.TEST, ClickClass.UNCOUNTED})
+_NONE: tuple[tuple[Any, ...], ...] = ((),) * 8  # of each column
 _key = columns("link_id", "offer_id", "partner_id", "country", "device")
-# Quarter hours that are settled are marked in the same statement, for the figures that are made of them again. Others
-# that mark them at the same time are not waited for.
+# Quarter hours that are settled are marked in the same statement, for the figures that are made of them again, also by
+# clicks that no rollup counts: how many were recorded is one of them. Others that mark them at the same time are not
+# waited for.
 _UPSERT = """
 WITH marked AS (
     INSERT INTO stale_quarter (quarter)
@@ -38,14 +40,16 @@ ON CONFLICT (quarter, link_id, offer_id, partner_id, country, device, shard) DO 
 
 
 def count(rows: Sequence[ClickRow]) -> Counts:
-    """What sorted rows add to the rollups, in the order of the rollups' keys; nothing where they add nothing."""
-    lines = [*chain.from_iterable(_lines(begins_ms // 1_000, part) for begins_ms, part in spans(rows, QUARTER_MS))]
-    if not lines:
+    """What sorted rows add to the rollups, in the order of the rollups' keys; nothing where there are none."""
+    parts = [(begins_ms // 1_000, part) for begins_ms, part in spans(rows, QUARTER_MS)]
+    if not parts:
         return []
-    quarters, links, offers, partners, countries, devices, clicks, invalid = zip(*lines, strict=True)
+    lines = [*chain.from_iterable(_lines(begins_s, part) for begins_s, part in parts)]
+    columns_of = zip(*lines, strict=True) if lines else _NONE
+    quarters, links, offers, partners, countries, devices, clicks, invalid = columns_of
     numbers = [_literal(map(str, column)) for column in (quarters, links, offers, partners, clicks, invalid)]
     texts = [_literal(map(_Quotes().__getitem__, column)) for column in (countries, devices)]
-    return [*numbers, *texts, _literal(map(str, sorted(set(quarters))))]
+    return [*numbers, *texts, _literal(str(begins_s) for begins_s, _ in parts)]
 
 
 def _lines(begins_s: int, rows: Sequence[ClickRow]) -> list[tuple[Any, ...]]:
