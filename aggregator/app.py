@@ -1,5 +1,5 @@
-"""The aggregator's process: consumer, publisher, settlers of caps and of what is past, what comes after conversions,
-partition keeper, measurer, pruner; an admin port."""
+"""The aggregator's process: consumer, publisher, settlers of caps and of what is past, what comes after
+conversions, partition keeper, measurers, pruner; an admin port."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from aggregator.flush.prune import prune
 from aggregator.flush.run import consume
 from aggregator.publish import caps
 from aggregator.publish import run as publisher
+from aggregator.reports import drift
 from aggregator.settled import run as settler
 from schemas import limits
 from schemas.settings import AggregatorSettings
@@ -55,6 +56,7 @@ def _tasks(settings: AggregatorSettings, ready: asyncio.Event) -> dict[str, Task
         "settler": lambda: settler.run(settings),
         "partitions": lambda: partitions.keep(settings),
         "measure": lambda: measure(settings),
+        "drift": lambda: drift.watch(settings),
     }
     return tasks if settings.is_kafka else tasks | {"prune": lambda: prune(settings)}
 

@@ -158,6 +158,8 @@ CLICK_WINDOW_DAYS_MAX = 365  # the longest an offer may allow; a changed scope i
 CLICK_WINDOW_DAYS = 30  # default time from a click to its first conversion
 BEATS_WAITING_MAX = 64  # of one edge, while events lie unread; every question about completeness looks at them
 MEASURE_EVERY_S = 10.0  # how far the figures are complete, as a metric; scrapers come about as often
+DRIFT_EVERY_S = 60.0  # how often it is looked for, as a metric; quarter hours are settled no more often
+DRIFT_HOURS = 48  # settled ones that are looked at for it: who is told within two days can still ask the log
 SILENT_S = 30.0  # thirty beats missed; a restart of the edge, the broker or the consumer takes about ten
 DUPLICATE_HINTS_MAX = 100_000  # conversion ids a process remembers to say `duplicate` early
 
@@ -203,6 +205,7 @@ REPORT_OPEN_S = 2.0  # a report of time that goes on; it says itself how far it 
 SCORE_S = 300.0  # a score moves little in five minutes
 SCORE_DAYS = 28  # of clicks that scores are made from: four of each day of the week
 REPORT_DAYS_MAX = 367  # one leap year and a day
+RECONCILED_HOURS_MAX = 744  # in one answer: a month, whose clicks are counted one by one, ten million in 1-2 s
 SYSTEM_ROWS_MAX = 1_000  # edges, and partitions, in one answer; the ones to act on come first
 DEAD_LETTERS_COUNTED_MAX = 100_000  # beyond it the figure says no more, and counting takes long
 PAGE_ROWS_MAX = 1_000  # rows of a list in one answer; the next page has a cursor

@@ -40,6 +40,7 @@ from aggregator.api.rows import Filters
 from aggregator.api.shapes import (
     DAY_OR_INSTANT,
     FLAG,
+    INSTANT,
     INTEGER,
     NUMBER,
     TEXT,
@@ -241,6 +242,13 @@ _REPORT = record(
     null="complete_through settled_through provisional_from next_cursor", sometimes="totals",
     data=listed(_REPORT_ROW), totals=listed(_REPORT_ROW),
 )  # fmt: skip
+_BALANCED = ("received", "recorded", "spooled", "late", "lost", "rows", "imported", "unaccounted", "drift")
+_BALANCE_NULL = "rows drift"
+_RECONCILED = record(
+    "ReconciledHour", ("complete",), hour=INSTANT,
+    clicks=record("", ("uncounted", *_BALANCED), null=_BALANCE_NULL, refused=_COUNTS),
+    conversions=record("", ("accepted", "test_posts", *_BALANCED), null=_BALANCE_NULL, refused=_COUNTS),
+)  # fmt: skip
 _FILES = tuple(sheets.CONTENT_TYPES)
 
 
@@ -340,6 +348,11 @@ DESCRIBED: dict[str, Described] = {
     "GET /v1/ledger": Described(
         _longer(_LINE, account=TEXT), query=_listing(("partner_id", "advertiser_id", *LEDGER_FILTERS)),
         forms=_JSON_OR_CSV,
+    ),
+    "GET /v1/reconciliation": Described(
+        record("Reconciliation", ("complete_through", "drift", "unaccounted", "imported", "from", "to"),
+               null="complete_through", data=listed(_RECONCILED)),
+        query=_RANGE, errors=("too_heavy",),
     ),
     "GET /v1/system": Described(
         record("System", ("complete_through", "edges_total", "partitions_total", "dead_letters"),

@@ -22,10 +22,12 @@ _NAMED: dict[str, Schema] = {
     **dict.fromkeys(
         """id replaces clicks conversions used row rows created updated unchanged failed per_clicks counted_clicks
         counted_conversions click_window_days min_conversion_s auto_approve_days max_duration_months requests_per_minute
-        postbacks_per_minute partition next edges_total partitions_total dead_letters""".split(), INTEGER),
+        postbacks_per_minute partition next edges_total partitions_total dead_letters
+        received recorded spooled late lost uncounted accepted test_posts imported unaccounted drift""".split(),
+        INTEGER),
     **dict.fromkeys(
         """own_links pass_parameters signature_required paused_by_partner test click_seen truncated dry_run live
-        in_force marginal holds_back ready""".split(), FLAG),
+        in_force marginal holds_back ready complete""".split(), FLAG),
     **dict.fromkeys(("conversion_id", "click_id", "intake_id"), UUID),
     **dict.fromkeys(("networks", "pixel_origins", "deep_link_hosts", "steps"), TEXTS),
     **dict.fromkeys(("status_map", "targeting", "subs", "adv", "payout", "event_payouts", "before", "after"), ANYTHING),

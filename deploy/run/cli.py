@@ -353,6 +353,26 @@ def report(
 
 
 @app.command()
+def reconcile(
+    starts: Annotated[
+        str | None, typer.Option("--from", help="A day (2026-11-27) or a time with its zone; two days ago.")
+    ] = None,
+    ends: Annotated[str | None, typer.Option("--to", help="The same; not itself included.")] = None,
+    api_url: ApiUrl = None,
+    data: Folder = Path("clickdam-data"),
+) -> None:
+    """Hold what edges have counted against what is in PostgreSQL, for each hour. Exits with 1 when a complete hour is
+    off."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from deploy.run.http import place  # noqa: PLC0415
+    from deploy.run.reconciling import run  # noqa: PLC0415
+
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    raise typer.Exit(0 if run(place(api_url, data), starts, ends, console) else 1)
+
+
+@app.command()
 def recompute(
     starts: Annotated[str, typer.Option("--from", help="A day (2026-11-27) or a time with its zone.")],
     ends: Annotated[str, typer.Option("--to", help="The same; not itself included.")],

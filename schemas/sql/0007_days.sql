@@ -74,3 +74,6 @@ ALTER TABLE ledger_entry
     ADD CONSTRAINT ledger_entry_kind_check
         CHECK (kind IN ('accrual', 'reversal', 'refund', 'chargeback', 'change', 'adjustment', 'clicks'));
 CREATE INDEX ledger_entry_clicks ON ledger_entry (day, offer_id) WHERE kind = 'clicks';
+
+-- What edges have counted is held against the rows of the same hours.
+CREATE INDEX edge_counter_hour ON edge_counter (hour);

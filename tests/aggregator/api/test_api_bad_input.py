@@ -262,6 +262,7 @@ ENDPOINTS = [
     ("PATCH", "/v1/links/1"),
     ("POST", "/v1/keys"),
     ("GET", "/v1/reports"),
+    ("GET", "/v1/reconciliation"),
     ("GET", "/v1/system"),
     ("POST", "/v1/system/edges/i/write-off"),
     ("POST", "/v1/system/partitions/resume"),

@@ -123,6 +123,7 @@ CALLS = [
     GET    /v1/reports                              admin,partner,advertiser reports.read
     POST   /v1/reports/query                        admin,partner,advertiser reports.read
     GET    /v1/offers/{id}/score                    admin,partner       reports.read
+    GET    /v1/reconciliation                       admin               system.read
     GET    /v1/system                               admin               system.read
     POST   /v1/system/edges/{incarnation}/write-off admin               system.write
     POST   /v1/system/partitions/resume             admin               system.write
