@@ -17,6 +17,7 @@ from aggregator.api import (
     clicks,
     conversions,
     coupons,
+    days,
     domains,
     exchange_rates,
     exports,
@@ -38,6 +39,7 @@ from aggregator.api import (
 from aggregator.api.calling import ID_MAX
 from aggregator.api.rows import Filters
 from aggregator.api.shapes import (
+    DAY,
     DAY_OR_INSTANT,
     FLAG,
     INSTANT,
@@ -54,7 +56,7 @@ from aggregator.api.shapes import (
 )
 from aggregator.reports import asked, buckets
 from aggregator.reports.figures import METRICS
-from aggregator.reports.lists import CLICK_FILTERS, CONVERSION_FILTERS, LEDGER_FILTERS
+from aggregator.reports.lists import CLICK_FILTERS, CONVERSION_FILTERS, DAY_FILTERS, LEDGER_FILTERS
 from schemas import limits
 
 JSON = ("application/json",)
@@ -241,6 +243,7 @@ _REPORT = record(
                "truncated", "next_cursor"),
     null="complete_through settled_through provisional_from next_cursor", sometimes="totals",
     data=listed(_REPORT_ROW), totals=listed(_REPORT_ROW),
+    corrected_days=listed(DAY),
 )  # fmt: skip
 _BALANCED = ("received", "recorded", "spooled", "late", "lost", "rows", "imported", "unaccounted", "drift")
 _BALANCE_NULL = "rows drift"
@@ -248,6 +251,11 @@ _RECONCILED = record(
     "ReconciledHour", ("complete",), hour=INSTANT,
     clicks=record("", ("uncounted", *_BALANCED), null=_BALANCE_NULL, refused=_COUNTS),
     conversions=record("", ("accepted", "test_posts", *_BALANCED), null=_BALANCE_NULL, refused=_COUNTS),
+)  # fmt: skip
+_DAY_FIGURES = {name: INTEGER for name in days.COLUMNS["admin"] if name in METRICS}
+_SETTLED_DAY = record(
+    "SettledDay", days.COLUMNS["partner"], sometimes="revenue", null="currency before",
+    day=DAY, version=INTEGER, **_DAY_FIGURES,
 )  # fmt: skip
 _FILES = tuple(sheets.CONTENT_TYPES)
 
@@ -333,6 +341,9 @@ DESCRIBED: dict[str, Described] = {
     ),
     "POST /v1/reports/query": Described(
         _REPORT, body=asked.QueryBody, query={"format": _FORMAT}, forms=_JSON_OR_CSV, errors=("too_heavy",)
+    ),
+    "GET /v1/reports/days": Described(
+        _longer(_SETTLED_DAY, "days_through"), query=_listing(DAY_FILTERS), forms=_JSON_OR_CSV
     ),
     "GET /v1/clicks": Described(
         _longer(_CLICK, "complete_through", "settled_through"), query=_listing(CLICK_FILTERS), forms=_JSON_OR_CSV

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -126,6 +126,11 @@ def read_ledger(given: Given, account: str, zone: ZoneInfo) -> Wanted:
     return _wanted(lines, _BY_ENTRY, given, (("account = {}", account),), each)
 
 
+def of_days(lines: str, given: Given, near: Iterable[Rule], each: Iterable[Rule]) -> Wanted:
+    """Lines of settled days, in the order of their days. Raises Refused."""
+    return _wanted(lines, _BY_DAY, given, near, each)
+
+
 async def changes_through(db: Database) -> datetime:
     """A time before which no change of a conversion can turn up any more, in whole milliseconds. To be read before the
     changes are: what commits in between is in them."""
@@ -184,6 +189,10 @@ def one_of(*names: str) -> Callable[[str, str], str]:
     return read
 
 
+def _yes(name: str, text: str) -> bool:
+    return one_of("1")(name, text) == "1"
+
+
 def _row_id(name: str, text: str) -> int:
     return number(name, text, _ID_MAX)
 
@@ -215,6 +224,12 @@ def _entry_id(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not is_whole(text, _ID_MAX, 0):
+        raise ValueError(text)
+    return int(text)
+
+
 def _known_uuid(text: str) -> UUID:
     if not _UUID.fullmatch(text):
         raise ValueError(text)
@@ -225,6 +240,10 @@ def _currency(text: str) -> str:
     if text not in money.EXPONENT:
         raise ValueError(text)
     return text
+
+
+def _currency_or_none(text: str) -> str:
+    return text and _currency(text)
 
 
 def _by_time(column: str, *, descending: bool = True) -> Order:
@@ -259,13 +278,23 @@ CONVERSION_FILTERS: dict[str, Filter] = {
     **_SUBS,
 }
 LEDGER_FILTERS: dict[str, Filter] = {
-    "kind": Filter(one_of("accrual", "reversal", "refund", "chargeback", "change", "adjustment"), each="kind = {}"),
+    "kind": Filter(
+        one_of("accrual", "reversal", "refund", "chargeback", "change", "adjustment", "clicks"), each="kind = {}"
+    ),
     "currency": Filter(word, each="currency = {}"),
     "offer_id": Filter(_row_id, each="offer_id = {}"),
+}
+DAY_FILTERS: dict[str, Filter] = {
+    **{name: Filter(_row_id, near=f"{name} = {{}}") for name in ("partner_id", "offer_id")},
+    "corrections": Filter(_yes, near="(version > 1) = {}"),
 }
 
 _BY_CLICK = Order("id", ("id",), (str,), (_known_uuid,))
 _BY_ENTRY = Order("entry", ("entry_id", "currency"), (str, str), (_entry_id, _currency))
+_BY_DAY = Order(
+    "day", ("day", "partner_id", "offer_id", "currency", "version"), (str, str, str, str, str),
+    (date.fromisoformat, _whole, _whole, _currency_or_none, _whole), descending=False,
+)  # fmt: skip
 _BY_CHANGE = _by_time("changed_at", descending=False)
 _BY_DATE = {"conversion": _by_time("event_at"), "click": _by_time("clicked_at")}
 # A click is unique if it is the first of its visitor, null as long as its quarter hour is not settled. The day is the

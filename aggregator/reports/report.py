@@ -13,6 +13,7 @@ from aggregator.db.connect import Database, Row
 from aggregator.db.instants import rfc3339
 from aggregator.reports.asked import IDS, After, Asked, Scope, write_cursor
 from aggregator.reports.buckets import TIMES, Bucket, buckets
+from aggregator.reports.days import corrected
 from aggregator.reports.figures import CLICKED, CONVERTED, COUNTS, DERIVED, RATIOS, made_of
 from aggregator.reports.sources import Source, clicks_of, column, conversions_of, needs_settled, rules
 from aggregator.reports.state import State
@@ -81,6 +82,7 @@ async def report(db: Database, wanted: Report, state: State) -> dict[str, Any]:
         "granularity": asked.granularity,
         "truncated": truncated,
         "next_cursor": write_cursor(asked, _last(asked, cuts, page[-1])) if truncated else None,
+        "corrected_days": [day.isoformat() for day in await corrected(db, wanted.scope, asked.starts, asked.ends)],
     }
     if asked.totals:
         answer["totals"] = [_figures(asked, row) for row in rows if row["is_total"]]

@@ -16,16 +16,20 @@ from schemas.two_tier import SecondTierAway, TwoTier
 
 _STATE = """
 SELECT (SELECT complete_through FROM complete_through) AS complete_through,
-       nullif(through, '-infinity') AS settled_through, now() - make_interval(secs => $1) AS booked_through
+       nullif(through, '-infinity') AS settled_through, nullif(days_through, '-infinity') AS days_through,
+       now() - make_interval(secs => $1) AS booked_through
 FROM settling
 """
 # A change says when its transaction began and is seen when that ends: the newest time names all changes up to it only
 # when no transaction that began before may still be under way. $1 and $2: the range; $3: the longest transaction.
 _VERSION = """
-SELECT changed_at, settled_at,
-       NOT is_stale AND coalesce(greatest(changed_at, settled_at) < now() - make_interval(secs => $3), true) AS is_sure
+SELECT changed_at, settled_at, corrected_at,
+       NOT is_stale AND coalesce(
+           greatest(changed_at, settled_at, corrected_at) < now() - make_interval(secs => $3), true) AS is_sure
 FROM (SELECT (SELECT max(changed_at) FROM conversion {owner}) AS changed_at,
              (SELECT max(settled_at) FROM settled_quarter WHERE quarter >= $1 AND quarter < $2) AS settled_at,
+             (SELECT max(settled_at) FROM settled_version WHERE day = ANY (ARRAY(
+                 SELECT day FROM settled_day WHERE starts_at < $2 AND ends_at > $1))) AS corrected_at,
              EXISTS (SELECT FROM stale_quarter WHERE quarter >= $1 AND quarter < $2) AS is_stale) AS newest
 """
 
@@ -34,10 +38,12 @@ FROM (SELECT (SELECT max(changed_at) FROM conversion {owner}) AS changed_at,
 class State:
     """`complete_through`: all that edges received before it is in the figures; None while an edge that may have more is
     not heard of, or none ever was. `settled_through`: so are uniques and details; None while none is settled.
-    `booked_through`: nothing will be booked in the ledger as of a time before it."""
+    `days_through`: the days before it are. `booked_through`: nothing will be booked in the ledger as of a time before
+    it."""
 
     complete_through: datetime | None
     settled_through: datetime | None
+    days_through: datetime | None
     booked_through: datetime
 
 
@@ -62,13 +68,13 @@ class _Seen(NamedTuple):
 async def read_state(db: Database) -> State:
     row = await db.fetchrow(_STATE, limits.TRANSACTION_S)
     assert row is not None
-    return State(row["complete_through"], row["settled_through"], row["booked_through"])
+    return State(row["complete_through"], row["settled_through"], row["days_through"], row["booked_through"])
 
 
 async def read_version(db: Database, rows: Rows) -> str:
     """What changes with any of these rows, as long as their quarter hours are settled: conversions say themselves when
-    they changed, whatever time they are of; clicks do when their quarter hour is settled anew. Empty while a change may
-    be under way that would not show."""
+    they changed, whatever time they are of; clicks do when their quarter hour is settled anew, days when they have a
+    further version. Empty while a change may be under way that would not show."""
     args: list[Any] = [rows.starts, rows.ends, limits.TRANSACTION_S]
     owner = ""
     if rows.partner_id is not None:
@@ -76,7 +82,7 @@ async def read_version(db: Database, rows: Rows) -> str:
         args.append(rows.partner_id)
     row = await db.fetchrow(_VERSION.format(owner=owner), *args)
     assert row is not None
-    return f"{row['changed_at']} {row['settled_at']}" if row["is_sure"] else ""
+    return f"{row['changed_at']} {row['settled_at']} {row['corrected_at']}" if row["is_sure"] else ""
 
 
 class Versions:

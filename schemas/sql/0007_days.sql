@@ -38,7 +38,8 @@ CREATE TABLE settled_total (
     PRIMARY KEY (day, partner_id, offer_id, currency, version),
     FOREIGN KEY (day, version) REFERENCES settled_version
 );
-CREATE INDEX settled_total_correction ON settled_total (partner_id, day) WHERE version > 1;
+CREATE INDEX settled_total_partner ON settled_total (partner_id, day);
+CREATE INDEX settled_total_corrected ON settled_total (offer_id, day) WHERE version > 1;
 
 -- Quarter hours of settled days of which something changed since, a row for each batch that changed some (as
 -- `stale_quarter`, of clicks): their days are compared with what was settled.

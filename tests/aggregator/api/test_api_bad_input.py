@@ -262,6 +262,7 @@ ENDPOINTS = [
     ("PATCH", "/v1/links/1"),
     ("POST", "/v1/keys"),
     ("GET", "/v1/reports"),
+    ("GET", "/v1/reports/days"),
     ("GET", "/v1/reconciliation"),
     ("GET", "/v1/system"),
     ("POST", "/v1/system/edges/i/write-off"),
@@ -311,7 +312,7 @@ async def test_each_role_may_call_just_what_is_its_own(admin: Any, made: Any, db
     for method, path in ENDPOINTS:
         for role, key in (("partner", partner), ("advertiser", advertiser)):
             status, answer = await admin.with_key(key["key"])(method, path, json={} if method != "GET" else None)
-            allowed = path == "/v1/reports"
+            allowed = path == "/v1/reports" or (role, path) == ("partner", "/v1/reports/days")
             assert status == (200 if allowed else 403), (role, path, answer)
             assert allowed or (is_refusal(answer) and answer["error"]["code"] == "forbidden")
     assert await counts(db) == before

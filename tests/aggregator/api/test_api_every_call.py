@@ -121,6 +121,7 @@ CALLS = [
     DELETE /v1/keys/{id}                            admin               keys.write
     POST   /v1/keys/{id}/rotate                     admin               keys.write
     GET    /v1/reports                              admin,partner,advertiser reports.read
+    GET    /v1/reports/days                         admin,partner       reports.read
     POST   /v1/reports/query                        admin,partner,advertiser reports.read
     GET    /v1/offers/{id}/score                    admin,partner       reports.read
     GET    /v1/reconciliation                       admin               system.read
