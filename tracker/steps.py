@@ -318,8 +318,8 @@ def redirects(clicks: Sequence[Click], targets: Sequence[Target], key: ClickKey)
         for (_, text), of, click, part in zip(uuids, classes, clicks, parts, strict=True)
     ]
     return [
-        Decision(click.reason, location, event, to.link_id, to.partner_id)
-        for click, location, event, to in zip(clicks, locations, events, targets, strict=True)
+        Decision(click.reason, location, event, to.link_id, 0 if of is ClickClass.TEST else to.partner_id)
+        for click, location, event, to, of in zip(clicks, locations, events, targets, classes, strict=True)
     ]
 
 

@@ -57,6 +57,7 @@ from aggregator.api.rates import counting_calls
 from aggregator.api.writing import respond_again
 from aggregator.db.connect import Pool, acquire, acquire_to_read, pool, report_pool
 from aggregator.reports import question, report
+from aggregator.reports.live import read_live
 from aggregator.reports.question import Question
 from aggregator.reports.remembered import Remembered
 from aggregator.reports.scores import Segment, score
@@ -64,7 +65,7 @@ from aggregator.reports.state import Versions
 from schemas import limits
 from schemas.errors import STATUS, Refused
 from schemas.http import serving
-from schemas.redis import publishing, reading
+from schemas.redis import Redis, publishing, reading
 from schemas.settings import ApiSettings
 
 log = structlog.get_logger()
@@ -184,8 +185,8 @@ ROUTES: tuple[tuple[str, str, frozenset[str], str, Handler], ...] = (
     ("DELETE", "/v1/keys/{id}", ADMIN, "keys", keys.revoke),
     ("POST", "/v1/keys/{id}/rotate", ADMIN, "keys", keys.rotate),
     ("GET", "/v1/reports", ALL, "reports", reports.get),
-    ("POST", "/v1/reports/query", ALL, "reports", reports.query),
     ("GET", "/v1/reports/days", OWN_ROWS, "reports", days.listed),
+    ("POST", "/v1/reports/query", ALL, "reports", reports.query),
     ("GET", "/v1/offers/{id}/score", OWN_ROWS, "reports", scores.get),
     ("GET", "/v1/reconciliation", ADMIN, "system", reconciliation.get),
     ("GET", "/v1/system", ADMIN, "system", system.get),
@@ -223,7 +224,7 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
         versions = Versions(connections)
         api = Api(
             connections, readers, redis, rates, settings.public_url, versions,
-            Remembered("report", partial(make_report, readers, versions), question.life_s, reads),
+            Remembered("report", partial(make_report, readers, versions, reads), question.life_s, reads),
             Remembered("score", partial(make_score, readers), lambda _: limits.SCORE_S, reads), settings.keys,
         )  # fmt: skip
         warming = asyncio.create_task(warm_up(api), name="api-warm-up")
@@ -235,10 +236,13 @@ async def open_api(settings: ApiSettings) -> AsyncIterator[Api]:
                 await warming
 
 
-async def make_report(readers: Pool, versions: Versions, asked: Question) -> dict[str, Any]:
+async def make_report(readers: Pool, versions: Versions, redis: Redis, asked: Question) -> dict[str, Any]:
+    wanted, counted = asked.report, None
     state = await versions.state()  # before the rows, which then have at least what it says
     async with acquire_to_read(readers) as db:
-        return await report.report(db, asked.report, state)
+        if wanted.asked.live:
+            counted = await read_live(db, redis, wanted.asked, wanted.scope, state, datetime.now(UTC))
+        return await report.report(db, wanted, state, counted)
 
 
 async def make_score(readers: Pool, segment: Segment) -> dict[str, Any]:

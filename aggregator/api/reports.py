@@ -13,6 +13,7 @@ from aggregator.db.connect import Row, acquire
 from aggregator.reports.asked import QueryBody, Scope, read, read_query
 from aggregator.reports.question import question
 from aggregator.reports.report import Report, columns, lines
+from schemas.errors import Refused
 
 
 async def get(api: Api, request: web.Request) -> web.StreamResponse:
@@ -25,7 +26,7 @@ async def get(api: Api, request: web.Request) -> web.StreamResponse:
 
 async def query(api: Api, request: web.Request) -> web.StreamResponse:
     """`POST /v1/reports/query {from?, to?, timezone?, granularity?, group_by?, metrics?, filters?, exclusions?,
-    date_basis?, sort?, limit?, cursor?, totals?}`: the same, asked for by a body."""
+    date_basis?, sort?, limit?, cursor?, totals?, live?}`: the same, asked for by a body."""
     body = await read_body(request, QueryBody)
     programme = await _programme(api)
     asked = read_query(body, programme["timezone"], datetime.now(UTC), request[CALLER].role)
@@ -35,6 +36,8 @@ async def query(api: Api, request: web.Request) -> web.StreamResponse:
 async def answered(api: Api, request: web.Request, report: Report) -> web.StreamResponse:
     """A report as it is remembered, else made; as CSV all of its rows, as they are read."""
     if wants_csv(request):
+        if report.asked.live:
+            raise Refused("bad_value", "live is not for files", "live")
         return await stream(api, request, "report", columns(report.asked), partial(lines, wanted=report))
     with at_once(api, request[CALLER]):
         return given_answer(request, await api.reports.answer(await question(api.versions, report)))

@@ -32,10 +32,11 @@ GROUPS = {
 IDS = frozenset({"link_id", "offer_id", "partner_id", "advertiser_id"})
 FILTERS = (*GROUPS.values(), "currency")
 DATE_BASES = ("conversion", "click", "ledger")
+LIVE = frozenset({"link_id", "partner_id"})  # what edges count by
 BOOKED_BY = frozenset({"partner_id", "offer_id", "advertiser_id", "event", "currency"})  # what the ledger knows
 DEFAULT_DAYS = 7
 PARAMETERS = frozenset(
-    "from to timezone granularity group_by metrics date_basis sort limit cursor totals".split()
+    "from to timezone granularity group_by metrics date_basis sort limit cursor totals live".split()
 ) | frozenset(FILTERS)  # fmt: skip
 EARLIEST, LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -83,7 +84,8 @@ class After(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A report to be made. From `begun` on, where the first bucket begins that lies ahead, there are no rows of zeros
-    yet. `groups` are columns; `sort` is a metric or the granularity, and whether the highest is first."""
+    yet. `groups` are columns; `sort` is a metric or the granularity, and whether the highest is first. `live`: of time
+    that is not complete yet, what edges have counted may be shown."""
 
     starts: datetime
     ends: datetime
@@ -98,6 +100,7 @@ class Asked:
     limit: int
     after: After | None
     totals: bool
+    live: bool
 
     @property
     def names(self) -> frozenset[str]:
@@ -121,6 +124,7 @@ class QueryBody(msgspec.Struct, forbid_unknown_fields=True):
     limit: int = limits.REPORT_ROWS_MAX
     cursor: str | None = None
     totals: bool = False
+    live: bool = False
 
 
 def read(params: Sequence[tuple[str, str]], programme_zone: str, now: datetime, role: str) -> Asked:
@@ -141,6 +145,7 @@ def read(params: Sequence[tuple[str, str]], programme_zone: str, now: datetime, 
         limit=number("limit", given.get("limit", str(limits.REPORT_ROWS_MAX)), limits.REPORT_ROWS_MAX),
         cursor=given.get("cursor"),
         totals=_flag("totals", given.get("totals", "0")),
+        live=_flag("live", given.get("live", "0")),
     )
     return read_query(body, programme_zone, now, role)
 
@@ -153,7 +158,10 @@ def read_query(body: QueryBody, programme_zone: str, now: datetime, role: str) -
     filters = _filters(body)
     _check_names(groups, filters, role)
     date_basis = _one_of("date_basis", body.date_basis, DATE_BASES)
-    metrics = _metrics(body.metrics, groups, filters, role, date_basis)
+    asked_metrics = ["clicks"] if body.live and body.metrics is None else body.metrics
+    metrics = _metrics(asked_metrics, groups, filters, role, date_basis)
+    if body.live:
+        _check_live(metrics, groups, filters, role)
     sort = None if body.sort is None else _sort(body.sort, metrics, granularity)
     cuts = _cuts(starts, ends, zone, granularity)
     return Asked(
@@ -170,6 +178,7 @@ def read_query(body: QueryBody, programme_zone: str, now: datetime, role: str) -
         limit=number("limit", str(body.limit), limits.REPORT_ROWS_MAX),
         after=None if body.cursor is None else read_cursor(_order(granularity, groups, sort), body.cursor),
         totals=body.totals,
+        live=body.live,
     )
 
 
@@ -429,6 +438,14 @@ def _check_booked(metrics: Sequence[str], groups: Sequence[str], filters: Sequen
     for name in metrics:
         if name in METRICS and name not in BOOKED:
             raise Refused("bad_value", f"date_basis=ledger has {', '.join(BOOKED)}: leave {name} out", "metrics")
+
+
+def _check_live(metrics: Sequence[str], groups: Sequence[str], filters: Sequence[Filter], role: str) -> None:
+    """Raises Refused where it is not clicks alone that are asked for, or by more than edges count by."""
+    if role == "advertiser":
+        raise Refused("forbidden", "live is not for a key with the role advertiser", "live")
+    if metrics != ("clicks",) or not LIVE.issuperset([*groups, *(one.name for one in filters)]):
+        raise Refused("bad_value", "live is for clicks alone, in total or by link or partner", "live")
 
 
 def _sort(text: str, metrics: Sequence[str], granularity: Granularity) -> tuple[str, bool]:

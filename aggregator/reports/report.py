@@ -15,6 +15,7 @@ from aggregator.reports.asked import IDS, After, Asked, Scope, write_cursor
 from aggregator.reports.buckets import TIMES, Bucket, buckets
 from aggregator.reports.days import corrected
 from aggregator.reports.figures import CLICKED, CONVERTED, COUNTS, DERIVED, RATIOS, made_of
+from aggregator.reports.live import Counted, ahead
 from aggregator.reports.sources import Source, clicks_of, column, conversions_of, needs_settled, rules
 from aggregator.reports.state import State
 from schemas import limits
@@ -55,18 +56,19 @@ class Report:
     scope: Scope
 
 
-async def report(db: Database, wanted: Report, state: State) -> dict[str, Any]:
-    """A report as the API answers it. `state` was read before.
+async def report(db: Database, wanted: Report, state: State, counted: Counted | None = None) -> dict[str, Any]:
+    """A report as the API answers it. `state` was read before, and `counted`, what edges have counted of late.
 
     One row per time, groups and currency, money in its minor units. Clicks have no currency: those of a group stand on
     one of its rows alone (the first currency in the alphabet, or the programme's when nothing was sold), so that a
     column's sum over all rows is right; ratios go by all clicks of the group. Rows by time alone are there for every
     time that has begun, others where something happened. `totals`: the same of the whole question, by currency.
 
-    `provisional_from`: from then on events may be missing; None where the whole range is complete. Raises Refused.
+    `provisional_from`: from then on events may be missing; None where the whole range is complete. `live_from`: from
+    then on clicks are those that edges have counted, where these are more. Raises Refused.
     """
     asked = wanted.asked
-    sql, args = _statement(wanted, limit=asked.limit + 1, with_totals=asked.totals)
+    sql, args = _statement(wanted, counted, limit=asked.limit + 1, with_totals=asked.totals)
     rows = await db.fetch(sql, *args)
     lines = [row for row in rows if not row["is_total"]]
     page, truncated = lines[: asked.limit], len(lines) > asked.limit
@@ -80,10 +82,12 @@ async def report(db: Database, wanted: Report, state: State) -> dict[str, Any]:
         "from": rfc3339(asked.starts, "seconds"),
         "to": rfc3339(asked.ends, "seconds"),
         "granularity": asked.granularity,
+        "corrected_days": [day.isoformat() for day in await corrected(db, wanted.scope, asked.starts, asked.ends)],
         "truncated": truncated,
         "next_cursor": write_cursor(asked, _last(asked, cuts, page[-1])) if truncated else None,
-        "corrected_days": [day.isoformat() for day in await corrected(db, wanted.scope, asked.starts, asked.ends)],
     }
+    if asked.live:
+        answer["live_from"] = _shown(counted.since if counted else None)
     if asked.totals:
         answer["totals"] = [_figures(asked, row) for row in rows if row["is_total"]]
     return answer
@@ -91,7 +95,7 @@ async def report(db: Database, wanted: Report, state: State) -> dict[str, Any]:
 
 async def lines(db: Database, wanted: Report) -> AsyncIterator[dict[str, Any]]:
     """All rows of the same report, however many, some hundred at a time; within a transaction. Raises Refused."""
-    sql, args = _statement(wanted, limit=None, with_totals=False)
+    sql, args = _statement(wanted, None, limit=None, with_totals=False)
     cuts = _buckets(wanted.asked)
     async for row in db.cursor(sql, *args, prefetch=limits.STREAM_ROWS_AT_ONCE):
         yield _line(wanted.asked, cuts, row)
@@ -103,10 +107,12 @@ def columns(asked: Asked) -> tuple[str, ...]:
     return (*time, *asked.groups, *asked.metrics, "currency")
 
 
-def _statement(wanted: Report, *, limit: int | None, with_totals: bool) -> tuple[str, list[Any]]:
+def _statement(
+    wanted: Report, counted: Counted | None, *, limit: int | None, with_totals: bool
+) -> tuple[str, list[Any]]:
     asked, cuts = wanted.asked, _buckets(wanted.asked)
     args: list[Any] = [asked.starts, asked.ends, wanted.currency, [one.starts for one in cuts]]
-    clicked = _clicked(args, wanted, clicks_of(asked))
+    clicked = _clicked(args, wanted, ahead(args, counted) if counted else clicks_of(asked))
     converted = _converted(args, wanted, conversions_of(asked, wanted.scope))
     sort, order = _sorted(asked)
     sql = _ROWS.format(

@@ -168,6 +168,7 @@ def test_a_click_on_a_test_link_leads_where_all_do_and_is_counted_nowhere(agent:
     assert id_in(decision).click_class is ClickClass.TEST
     found = event(decision)
     assert (found.click_class, found.link_id, found.offer_id, found.partner_id) == (ClickClass.TEST, 1, 1, 1)
+    assert (decision.partner_id, run().partner_id) == (0, 1)  # nor does its partner see it among its clicks
     assert (decision.link_id, decision.partner_id, click.caps) == (0, 0, ())
 
 

@@ -109,6 +109,7 @@ BAD = {
     "date_basis": ["", "event", "LEDGER", "CLICK"],
     "sort": ["", "-", "clicks,payout", "revenue", "day,clicks", "--clicks", "country"],
     "totals": ["", "true", "2"],
+    "live": ["", "true", "2"],
     "limit": ["", "0", "-1", "1001", "abc", "1e3", "9" * 400],
     "cursor": ["", "x", "W10", "bnVsbA", "!!!", "e30", "\x00", "WyIyMDI2LTExLTI3Iiwi4oKsIl0", "W1tb" * 1000, "ä"],
 }  # fmt: skip
@@ -279,6 +280,22 @@ def test_what_is_not_for_a_role_is_forbidden(role: str, words: str) -> None:
 def test_metrics_that_nobody_named_are_those_a_role_may_see() -> None:
     assert "payout" not in asked(role="advertiser").metrics
     assert "revenue" not in asked(role="partner").metrics
+
+
+def test_what_edges_count_may_be_asked_for_and_nothing_else_with_it() -> None:
+    assert asked(live="1").metrics == ("clicks",)
+    assert asked(live="1", metrics="clicks", group_by="day,link,partner", link_id="-1", partner_id="2").live
+    assert not asked(live="0", metrics="payout").live
+    for words in (
+        {"metrics": "clicks,payout"}, {"metrics": "unique_clicks"}, {"metrics": "payout"}, {"group_by": "country"},
+        {"group_by": "link,offer"}, {"device": "mobile"}, {"offer_id": "1"}, {"date_basis": "ledger"},
+    ):  # fmt: skip
+        with pytest.raises(Refused) as refused:
+            asked(live="1", **words)
+        assert (refused.value.status, words) == (400, words)
+    with pytest.raises(Refused) as refused:
+        asked(role="advertiser", live="1")
+    assert (refused.value.code, refused.value.field) == ("forbidden", "live")
 
 
 def test_the_ledger_has_metrics_of_its_own_and_of_them_those_a_role_may_see() -> None:
