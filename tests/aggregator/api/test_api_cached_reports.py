@@ -2,26 +2,18 @@
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 import pytest
 
-from aggregator.api import keys
 from aggregator.db.connect import Connection
-from loadtests.faults.proxy import Mode
 from schemas import limits
 from schemas.click_id import uuid7_bytes
-from schemas.redis import Redis, done
-from schemas.settings import ApiSettings
-from tests.aggregator.api.conftest import Client, answering, proxied, proxy_of, sold
+from tests.aggregator.api.conftest import Client, sold
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 CLOSED = f"from={TODAY - timedelta(days=3):%Y-%m-%d}&to={TODAY:%Y-%m-%d}&timezone=UTC"
@@ -152,102 +144,3 @@ async def test_a_key_has_only_so_many_reports_at_once_and_other_keys_and_calls_a
         assert not other.done()
     assert [(await one)[0] for one in (*under_way, other)] == [200] * (len(under_way) + 1)
     assert (await ask(busy, f"{CLOSED}&limit=99&format=csv"))[0] == 200
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A key, and the links whose rows are its own, as bits: link number n has 2**n clicks, and sells for as much."""
-
-    key: str
-    own: int
-
-
-async def tenants(admin: Client, db: Connection) -> list[Tenant]:
-    """Two partners and two advertisers, each pair of them with two links."""
-    partners = [(await admin("POST", "/v1/partners", json={"name": f"P{n}"}))[1]["id"] for n in range(2)]
-    shops = [(await admin("POST", "/v1/advertisers", json={"name": f"S{n}"}))[1]["id"] for n in range(2)]
-    own: dict[tuple[str, int], int] = {}
-    for n, (shop, partner) in enumerate((s, p) for s in shops for p in partners for _ in range(2)):
-        offer = {
-            "advertiser_id": shop, "name": "x", "destination_url": "https://shop.example/?c={click_id}",
-            "payout": {"model": "cpa", "amount_minor": 100, "currency": "EUR"},
-        }  # fmt: skip
-        _, made = await admin("POST", "/v1/offers", json=offer)
-        _, link = await admin("POST", "/v1/links", json={"offer_id": made["id"], "partner_id": partner})
-        await clicks_of(db, link["id"], 2**n)
-        await db.execute(
-            "INSERT INTO conversion_rollup (quarter, link_id, offer_id, partner_id, currency, shard, conversions,"
-            " sale_amount_minor, payout_minor) VALUES ($1, $2, $3, $4, 'EUR', 0, 1, $5, 1)",
-            YESTERDAY, link["id"], made["id"], partner, 2**n,
-        )  # fmt: skip
-        for owner in (("partner", partner), ("advertiser", shop), ("admin", 0)):
-            own[owner] = own.get(owner, 0) | 2**n
-    return [Tenant(await _key(db, role, owner_id), bits) for (role, owner_id), bits in own.items()]
-
-
-async def _key(db: Connection, role: str, owner_id: int) -> str:
-    owner = {} if role == "admin" else {f"{role}_id": owner_id}
-    wanted = keys.Wanted(role, **owner, requests_per_minute=limits.REQUESTS_PER_MINUTE_MAX)
-    return (await keys.create(db, wanted)).key
-
-
-QUESTIONS = [
-    f"{time}&metrics=clicks,sale_amount{more}"
-    for time in (CLOSED, OPEN)
-    for more in (
-        "", "&granularity=total", "&granularity=total&totals=1", "&group_by=offer", "&group_by=partner",
-        "&group_by=day,offer&limit=3", "&partner_id=1", "&partner_id=-2", "&format=csv",
-    )
-]  # fmt: skip
-
-
-async def hammer(session: aiohttp.ClientSession, tenant: Tenant, chance: random.Random, calls: int) -> int:
-    """Answers how many calls were answered with rows; each figure has bits of the tenant's own links alone."""
-    answered = 0
-    for _ in range(calls):
-        query = chance.choice(QUESTIONS)
-        headers = {"Authorization": f"Bearer {tenant.key}"}
-        async with session.get(f"/v1/reports?{query}", headers=headers) as answer:
-            text = await answer.text()
-            if answer.status == 503 and "format=csv" in query:
-                continue
-            assert answer.status == 200, text
-            found = _figures(text) if "format=csv" in query else _rows(await answer.json())
-        assert all(clicks | sold | tenant.own == tenant.own for clicks, sold in found), (query, found)
-        if not any(word in query for word in ("partner_id", "limit", "totals")):
-            assert tuple(map(sum, zip(*found, strict=True))) == (tenant.own, tenant.own), query
-        answered += 1
-    return answered
-
-
-def _rows(answer: dict[str, Any]) -> list[tuple[int, int]]:
-    return [(row["clicks"], row["sale_amount"]) for row in answer["data"] + answer.get("totals", [])]
-
-
-def _figures(text: str) -> list[tuple[int, int]]:
-    names, *lines = [line.split(",") for line in text.splitlines()]
-    rows = [dict(zip(names, line, strict=True)) for line in lines]
-    return [(int(row["clicks"]), int(row["sale_amount"])) for row in rows]
-
-
-async def test_tenants_who_ask_the_same_at_once_see_no_foreign_row_whatever_is_remembered_and_however_redis_is(
-    settings: ApiSettings, admin: Client, db: Connection, redis: Redis, closed: None
-) -> None:
-    everybody = await tenants(admin, db)
-    modes: tuple[Mode, ...] = ("pass", "refuse", "blackhole", "pass")
-    chance = random.Random(8)
-    answered = 0
-    async with AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(proxy_of(settings.redis_url))
-        near = settings.model_copy(update={"redis_url": proxied(settings.redis_url, proxy)})
-        sessions = [await stack.enter_async_context(answering(near)) for _ in range(2)]  # two processes, one Redis
-        for mode in modes:
-            proxy.mode = mode
-            found = await asyncio.gather(
-                *(hammer(session, tenant, chance, 12) for session in sessions for tenant in everybody for _ in range(2))
-            )
-            answered += sum(found)
-        remembered = await done(redis.keys("remembered:report:*"))
-    assert remembered
-    assert answered > len(modes) * len(everybody) * 2 * 2 * 6
-    print(f"{answered} answers to {len(everybody)} tenants, 0 foreign rows, {len(remembered)} remembered in Redis")
