@@ -216,6 +216,7 @@ PAGE_ROWS_DEFAULT = 100  # a screen or two
 LIST_ROWS_READ = 50_000  # clicks or conversions that are looked at for a page of those wanted: 0.1 s; the next goes on
 EXTERNAL_ID_MAX = 64  # characters of an id that was given elsewhere; UUIDs have 36
 TERMS_PER_OFFER_MAX = 1_000  # hundreds of partners' own, and changes; a batch of conversions reads them all, 15 ms
+CLICK_AMOUNT_MINOR_MAX = 1_000_000_000  # for one click; a day of a billion of them is still an int8
 TIERS_MAX = 20  # of one set of terms; the longest ladder an operator shows to partners has a handful
 SALES_READ = 500  # rows at once when a month is closed: 5 ms in which the API answers nobody else
 CHANGED_LATER_S = 3_600.0  # a change is seen at most this much later than it says: TRANSACTION_S, amply

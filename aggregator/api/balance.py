@@ -19,7 +19,8 @@ from aggregator.reports.lists import LEDGER_FILTERS, read_ledger
 from schemas.errors import Refused
 
 COLUMNS = (
-    "entry_id", "at", "kind", "conversion_id", "offer_id", "period", "amount_minor", "currency", "reason", "actor",
+    "entry_id", "at", "kind", "conversion_id", "offer_id", "period", "day", "amount_minor", "currency", "reason",
+    "actor",
 )  # fmt: skip
 _OWNERS = ("partner_id", "advertiser_id")
 

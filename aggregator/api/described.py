@@ -231,7 +231,7 @@ _CLICK = record(
     null="reason unique country device os browser referer source_id click_ref ip",
     id=UUID,
 )  # fmt: skip
-_LINE = record("LedgerLine", balance.COLUMNS, null="conversion_id offer_id period reason")
+_LINE = record("LedgerLine", balance.COLUMNS, null="conversion_id offer_id period day reason", day=DAY)
 _FIGURES = " ".join(METRICS)
 _REPORT_ROW = record(
     "ReportRow", ("currency",), null=f"{_FIGURES} {' '.join(asked.GROUPS.values())}",

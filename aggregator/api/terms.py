@@ -74,6 +74,7 @@ RETURNING {_WHOLE}
 """  # noqa: S608
 
 Amount = Annotated[int, msgspec.Meta(ge=0, le=limits.AMOUNT_MINOR_MAX)]
+ClickAmount = Annotated[int, msgspec.Meta(ge=0, le=limits.CLICK_AMOUNT_MINOR_MAX)]
 # a conversion's event, which has a name that a door takes
 Event = Annotated[
     str, msgspec.Meta(min_length=1, max_length=limits.EVENT_NAME_MAX, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")
@@ -91,6 +92,13 @@ class Cpl(Cpa, tag="cpl"):
     """The same for a lead."""
 
 
+class Cpc(msgspec.Struct, tag_field="model", tag="cpc", forbid_unknown_fields=True):
+    """A fixed amount for each unique, valid click."""
+
+    amount_minor: ClickAmount
+    currency: str
+
+
 class Cps(msgspec.Struct, tag_field="model", tag="cps", forbid_unknown_fields=True):
     """A share of each sale; `percent` is a decimal string."""
 
@@ -98,7 +106,7 @@ class Cps(msgspec.Struct, tag_field="model", tag="cps", forbid_unknown_fields=Tr
     currency: str
 
 
-Payout = Cpa | Cpl | Cps  # told apart by their model
+Payout = Cpa | Cpc | Cpl | Cps  # told apart by their model
 
 
 class AmountTier(msgspec.Struct, forbid_unknown_fields=True, rename={"since": "from"}):
@@ -137,6 +145,12 @@ class CplFrom(CpaFrom, kw_only=True, tag="cpl"):
     pass
 
 
+class CpcFrom(_Whole, kw_only=True, tag_field="model", tag="cpc", forbid_unknown_fields=True):
+    amount_minor: ClickAmount
+    currency: str
+    tiers: None = None
+
+
 class CpsFrom(_Whole, kw_only=True, tag_field="model", tag="cps", forbid_unknown_fields=True):
     percent: str
     currency: str
@@ -149,7 +163,7 @@ class NoneFrom(_Whole, kw_only=True, tag_field="model", tag="none", forbid_unkno
     tiers: None = None
 
 
-WholeTerms = CpaFrom | CplFrom | CpsFrom | NoneFrom
+WholeTerms = CpaFrom | CpcFrom | CplFrom | CpsFrom | NoneFrom
 TERMS: Any = WholeTerms
 
 
@@ -237,6 +251,8 @@ def _check(body: WholeTerms) -> None:
         raise Refused(
             "bad_value", "only terms of a partner or an event end: what is less special counts again", "model"
         )
+    if isinstance(body, CpcFrom) and body.event is not None:
+        raise Refused("bad_value", "a click is for no event", "event")
     if body.side == "revenue" and body.tiers is not None:
         raise Refused("bad_value", "tiers are of what partners are paid, not of revenue", "tiers")
     if body.tiers is None and not body.marginal:
@@ -264,6 +280,8 @@ async def _tried(api: Api, offer_id: int, body: WholeTerms, asked: dict[str, str
     """What terms would have changed."""
     if asked.get("dry_run") != "1":
         raise Refused("bad_value", "from and to are of a dry run: dry_run is 1", "dry_run")
+    if isinstance(body, CpcFrom):
+        raise Refused("bad_value", "a dry run is of what sales pay: what clicks pay is not among it", "model")
     columns = columns_of(body)
     proposed = Terms(
         valid_from_ms=float("-inf"),

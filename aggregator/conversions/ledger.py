@@ -4,12 +4,13 @@ advertiser owes us negative on its account, and the programme has the other side
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Literal, NamedTuple
 from uuid import UUID
 
 from aggregator.db.connect import Database
 
-Kind = Literal["accrual", "reversal", "refund", "chargeback", "change", "adjustment"]
+Kind = Literal["accrual", "reversal", "refund", "chargeback", "change", "adjustment", "clicks"]
 PROGRAMME = "programme"
 
 
@@ -20,7 +21,7 @@ class Line(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Lines that sum to zero in each currency, and what they are for."""
+    """Lines that sum to zero in each currency, and what they are for; clicks are of a `day` and a partner."""
 
     kind: Kind
     lines: Sequence[Line]
@@ -30,6 +31,8 @@ class Entry(NamedTuple):
     offer_id: int | None = None
     period: str | None = None
     once: str | None = None
+    day: date | None = None
+    partner_id: int | None = None
 
 
 def partner(partner_id: int) -> str:
@@ -54,7 +57,7 @@ def balanced(*amounts: Line) -> list[Line]:
 
 
 _IDS = "SELECT nextval('ledger_entry_id_seq') FROM generate_series(1, $1)"
-_ENTRY = ("id", "kind", "conversion_id", "offer_id", "period", "actor", "reason", "once")
+_ENTRY = ("id", "kind", "conversion_id", "offer_id", "period", "actor", "reason", "once", "day", "partner_id")
 
 
 async def book(db: Database, entries: Sequence[Entry]) -> list[int]:
@@ -62,10 +65,7 @@ async def book(db: Database, entries: Sequence[Entry]) -> list[int]:
     if not entries:
         return []
     ids: list[int] = [row[0] for row in await db.fetch(_IDS, len(entries))]
-    heads = [
-        (id_, one.kind, one.conversion_id, one.offer_id, one.period, one.actor, one.reason, one.once)
-        for id_, one in zip(ids, entries, strict=True)
-    ]
+    heads = [(id_, *(getattr(one, name) for name in _ENTRY[1:])) for id_, one in zip(ids, entries, strict=True)]
     lines = [(id_, *line) for id_, one in zip(ids, entries, strict=True) for line in one.lines]
     await db.copy_records_to_table("ledger_entry", records=heads, columns=_ENTRY)
     columns = ("entry_id", "account", "amount_minor", "currency")
@@ -106,6 +106,21 @@ _CHECKS = {
         SELECT conversion_id::text, booked.amount::text, account || ' ' || currency, stands.amount::text
         FROM stands FULL JOIN booked USING (conversion_id, account, currency)
         WHERE coalesce(stands.amount, 0) <> coalesce(booked.amount, 0)""",
+    "clicks of {} and offer {} have {} paid for {}, in the ledger {}": """
+        WITH stands AS (
+            SELECT day, partner_id, offer_id, account, currency, sum(amount_minor) AS amount
+            FROM ledger_line JOIN ledger_entry ON id = entry_id
+            WHERE kind = 'clicks' AND account <> 'programme' GROUP BY 1, 2, 3, 4, 5
+        ), paid AS (
+            SELECT day, partner_id, offer_id, 'partner:' || partner_id AS account, currency, amount_minor AS amount
+            FROM paid_clicks WHERE side = 'payout'
+            UNION ALL
+            SELECT day, partner_id, offer_id, 'advertiser:' || advertiser_id, paid_clicks.currency, -amount_minor
+            FROM paid_clicks JOIN offer ON offer.id = offer_id WHERE side = 'revenue'
+        )
+        SELECT day::text, offer_id::text, paid.amount::text, account || ' ' || currency, stands.amount::text
+        FROM stands FULL JOIN paid USING (day, partner_id, offer_id, account, currency)
+        WHERE coalesce(stands.amount, 0) <> coalesce(paid.amount, 0)""",
 }
 
 

@@ -56,7 +56,7 @@ SELECT split_part(account, ':', 2)::int AS partner_id, currency, sum(amount_mino
        count(*) AS entries
 FROM ledger_entry JOIN ledger_line ON entry_id = id
 WHERE conversion_id IS NULL AND offer_id = $1 AND once LIKE $2 AND account LIKE 'partner:%'
-GROUP BY partner_id, currency
+GROUP BY 1, currency
 """
 _RERATED = """
 SELECT DISTINCT split_part(once, ':', 3)::bigint AS since_ms, split_part(once, ':', 4)::bigint AS until_ms

@@ -33,14 +33,14 @@ class Tier:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """Terms from `valid_from_ms` on (ms since 1970, minus infinity for the first): `amount_minor` per order (cpa, cpl)
-    or `percent` of its amount (cps), in `currency`. For all partners and events where none is named; `none` ends
-    those of a partner or an event.
+    or click (cpc), or `percent` of the order's amount (cps), in `currency`. For all partners and events where none is
+    named; `none` ends those of a partner or an event.
 
     `tiers` are settled when a month is closed: for the conversions beyond each, or for all of the month (not marginal).
     """
 
     valid_from_ms: float
-    model: Literal["cpa", "cpl", "cps", "none"]
+    model: Literal["cpa", "cpc", "cpl", "cps", "none"]
     amount_minor: int | None
     percent: Decimal | None
     currency: str
@@ -167,15 +167,16 @@ def price(
 def by_terms(terms: Terms, worth: Worth, rates: Rates) -> tuple[int | None, Held]:
     """The amount if it can be told, and why a person must look. An amount in a currency without a rate is one that
     nobody can judge, so it is waited for even where what is paid does not depend on it."""
+    amount_minor = 0 if terms.model == "cpc" else terms.amount_minor  # what pays clicks pays orders nothing
     if worth.net_minor is None:
-        return terms.amount_minor, Held.AMOUNT_MISSING if terms.percent is not None else Held.NONE
+        return amount_minor, Held.AMOUNT_MISSING if terms.percent is not None else Held.NONE
     if worth.net_minor < 0:
         return None, Held.NEGATIVE_AMOUNT
     amount = rates.convert(worth.net_minor, worth.currency, terms.currency, worth.day)
     if amount is None:
-        return terms.amount_minor, Held.NO_RATE
+        return amount_minor, Held.NO_RATE
     if terms.percent is None:
-        return terms.amount_minor, Held.NONE
+        return amount_minor, Held.NONE
     return _rounded(share_of(amount, terms.percent))
 
 

@@ -58,7 +58,7 @@ _CONVERSIONS = """(
 # advertiser owes of the partner who sold it.
 _LEDGER = """(
     SELECT entry.at AS quarter, coalesce(entry.offer_id, 0) AS offer_id, line.currency, sale.event,
-           coalesce(CASE WHEN is_payout THEN owner_id END, sale.partner_id, 0) AS partner_id, {zeros},
+           coalesce(CASE WHEN is_payout THEN owner_id END, sale.partner_id, entry.partner_id, 0) AS partner_id, {zeros},
            CASE WHEN is_payout THEN line.amount_minor ELSE 0 END AS payout_minor,
            CASE WHEN is_payout AND entry.kind IN ('reversal', 'refund', 'chargeback') THEN -line.amount_minor
                 ELSE 0 END AS payout_reversed_minor,

@@ -15,7 +15,7 @@ from prometheus_client import Counter
 
 from aggregator.db.connect import Connection
 from aggregator.db.instants import EPOCH, at
-from aggregator.settled import quarters
+from aggregator.settled import paid_clicks, quarters
 from schemas import limits
 
 _VERSIONS = Counter("clickdam_settled_day_versions", "Versions of settled days that were written, the first included")
@@ -46,6 +46,7 @@ INSERT INTO settled_day AS held VALUES ($1, $2, $3) ON CONFLICT (day) DO UPDATE
     SET starts_at = least(held.starts_at, excluded.starts_at), ends_at = greatest(held.ends_at, excluded.ends_at)
 RETURNING *
 """
+_FOLLOWING = "SELECT coalesce(max(version), 0) + 1 FROM settled_version WHERE day = $1"
 _CLICKS = ("clicks", "invalid_clicks", "unique_clicks")
 _SALES = (
     "conversions", "pending", "rejected", "reversed", "sale_amount_minor", "revenue_minor", "payout_minor",
@@ -64,14 +65,25 @@ def _each(expression: str) -> str:
     return ", ".join(expression.format(name) for name in FIGURES)
 
 
+_PAID = ", ".join(
+    f"coalesce(sum(amount_minor) FILTER (WHERE side = '{name.removesuffix('_minor')}'), 0)"
+    if name in ("payout_minor", "revenue_minor")
+    else "0"
+    for name in FIGURES
+)
 # $1 the day, $2 and $3 its beginning and end. What there is no more stands there as zeros.
 _VERSION = f"""
-WITH told ({_KEY}, {_each("{}")}) AS (
+WITH part ({_KEY}, {_each("{}")}) AS (
     SELECT partner_id, offer_id, '', {_sums(_CLICKS)} FROM click_rollup
     WHERE quarter >= $2 AND quarter < $3 GROUP BY partner_id, offer_id
     UNION ALL
     SELECT partner_id, offer_id, currency::text, {_sums(_SALES)} FROM conversion_rollup
     WHERE quarter >= $2 AND quarter < $3 GROUP BY partner_id, offer_id, currency
+    UNION ALL
+    SELECT partner_id, offer_id, currency::text, {_PAID} FROM paid_clicks WHERE day = $1
+    GROUP BY partner_id, offer_id, currency
+), told AS (
+    SELECT {_KEY}, {_each("sum({0}) AS {0}")} FROM part GROUP BY {_KEY}
 ), held AS (
     SELECT DISTINCT ON ({_KEY}) * FROM settled_total WHERE day = $1 ORDER BY {_KEY}, version DESC
 ), changed AS (
@@ -169,12 +181,14 @@ async def _between(db: Connection, quarter: datetime) -> Day:
 
 
 async def _compare(db: Connection, day: Day) -> int:
-    """Write what a day came to, as far as its last version does not say so; how many versions that adds. Marks are
-    taken before: what is committed in between is marked again."""
+    """Book what clicks are paid, and write what a day came to, as far as its last version does not say so; how many
+    versions that adds. Marks are taken before: what is committed in between is marked again."""
     held = await db.fetchrow(_ADD, *day)
     assert held is not None
+    day = Day(*held)
     await db.execute(_TAKE, day.starts_at, day.ends_at)
-    return 0 if await db.fetchval(_VERSION, *held) is None else 1
+    await paid_clicks.book(db, *day, await db.fetchval(_FOLLOWING, day.day))
+    return 0 if await db.fetchval(_VERSION, *day) is None else 1
 
 
 def _midnight(day: date, zone: ZoneInfo) -> datetime:

@@ -57,6 +57,7 @@ ALTER TABLE offer_terms
     ADD CONSTRAINT offer_terms_model_check CHECK (model IN ('cpa', 'cpl', 'cps') OR model = 'cpc' AND event IS NULL
                                                   OR model = 'none' AND num_nulls(partner_id, event) < 2),
     ADD CONSTRAINT offer_terms_check CHECK ((model IN ('cpa', 'cpc', 'cpl')) = (amount_minor IS NOT NULL));
+CREATE INDEX offer_terms_cpc ON offer_terms (offer_id) WHERE model = 'cpc';
 
 -- The clicks of a settled day that were paid, and what the ledger has of them.
 CREATE TABLE paid_clicks (
@@ -69,12 +70,13 @@ CREATE TABLE paid_clicks (
     amount_minor  bigint NOT NULL,
     PRIMARY KEY (day, partner_id, offer_id, side, currency)
 );
+CREATE INDEX paid_clicks_partner ON paid_clicks (partner_id, day);
 ALTER TABLE ledger_entry
-    ADD COLUMN day date,  -- of paid clicks: the day they were made
+    ADD COLUMN day date,  -- of paid clicks: the day they were made, and whose they are
+    ADD COLUMN partner_id int,
     DROP CONSTRAINT ledger_entry_kind_check,
     ADD CONSTRAINT ledger_entry_kind_check
         CHECK (kind IN ('accrual', 'reversal', 'refund', 'chargeback', 'change', 'adjustment', 'clicks'));
-CREATE INDEX ledger_entry_clicks ON ledger_entry (day, offer_id) WHERE kind = 'clicks';
 
 -- What edges have counted is held against the rows of the same hours.
 CREATE INDEX edge_counter_hour ON edge_counter (hour);

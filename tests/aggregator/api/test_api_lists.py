@@ -42,7 +42,8 @@ OF_ADVERTISERS = {
     "booked_revenue_minor", "customer_id", "adv",
 }  # fmt: skip
 LEDGER_COLUMNS = {
-    "entry_id", "at", "kind", "conversion_id", "offer_id", "period", "amount_minor", "currency", "reason", "actor",
+    "entry_id", "at", "kind", "conversion_id", "offer_id", "period", "day", "amount_minor", "currency", "reason",
+    "actor",
 }  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from aggregator.api.keys import Wanted
 from aggregator.conversions.terms import read_offers
 from aggregator.db.connect import Connection
 from aggregator.db.instants import to_ms
-from tests.aggregator.api.conftest import Client, Made, state
+from tests.aggregator.api.conftest import Client, Made, offer_body, state
 from tests.aggregator.conversions.test_periods import OCTOBER, sell
 
 CPA = {"model": "cpa", "amount_minor": 500, "currency": "EUR"}
 CPS = {"model": "cps", "percent": "5", "currency": "EUR"}
+CPC = {"model": "cpc", "amount_minor": 3, "currency": "EUR"}
 TIERS = [{"from": 11, "amount_minor": 600}, {"from": 101, "amount_minor": 750}]
 
 
@@ -28,6 +29,7 @@ async def test_terms_are_kept_as_they_were_posted(admin: Client, made: Made, db:
         CPS | {"partner_id": made.partner_id, "event": "sale", "tiers": [{"from": 2, "percent": "7.125"}]},
         CPA | {"side": "revenue"},
         CPS | {"side": "revenue", "event": "sale"},
+        CPC | {"partner_id": made.partner_id},
     ]
     for body in bodies:
         status, added = await admin("POST", path, json=body)
@@ -39,6 +41,7 @@ async def test_terms_are_kept_as_they_were_posted(admin: Client, made: Made, db:
         ("payout", None, None, False),
         ("payout", None, None, True),
         ("payout", None, "lead", True),
+        ("payout", made.partner_id, None, False),
         ("payout", made.partner_id, None, True),
         ("payout", made.partner_id, "sale", True),
         ("revenue", None, None, True),
@@ -207,3 +210,19 @@ async def test_what_terms_would_have_changed_is_told_and_nothing_written(
 async def test_a_call_without_a_key_is_told_nothing(session: ClientSession, made: Made) -> None:
     async with session.post(f"/v1/offers/{made.offer_id}/terms?dry_run=1", json=CPA) as answer:
         assert answer.status == 401
+
+
+async def test_an_offer_may_pay_clicks_and_terms_of_clicks_are_for_no_event(
+    admin: Client, made: Made, db: Connection
+) -> None:
+    status, offer = await admin("POST", "/v1/offers", json=offer_body(made.advertiser_id, payout=CPC))
+    assert (status, offer["payout"]) == (201, CPC | {"valid_from": None})
+    path, before = f"/v1/offers/{offer['id']}/terms", await state(db)
+    for body, asked, field in (
+        (CPC | {"event": "sale"}, {}, "event"), (CPC | {"tiers": TIERS}, {}, "tiers"),
+        (CPC | {"marginal": False}, {}, "marginal"), (CPC, {"dry_run": "1"}, "model"),
+        (CPC | {"amount_minor": 10**9 + 1}, {}, "amount_minor"),
+    ):  # fmt: skip
+        status, told = await admin("POST", path, json=body, params=asked)
+        assert (status, told["error"]["field"]) == (400, field), body
+    assert await state(db) == before
