@@ -47,6 +47,7 @@ async def patch(api: Api, request: web.Request) -> web.Response:
         if body.currency not in (UNSET, before["currency"]):
             await _check_nothing_sold(change.db)
         await rows.alter(change, "programme", ID, given(body), COLUMNS, request)
+    api.versions.forget_state()
     return await respond(api, change)
 
 

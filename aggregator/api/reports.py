@@ -9,7 +9,6 @@ from aiohttp import web
 
 from aggregator.api.calling import CALLER, Api, at_once, given_answer, read_body
 from aggregator.api.streams import stream, wants_csv
-from aggregator.db.connect import Row, acquire
 from aggregator.reports.asked import QueryBody, Scope, read, read_query
 from aggregator.reports.question import question
 from aggregator.reports.report import Report, columns, lines
@@ -19,18 +18,18 @@ from schemas.errors import Refused
 async def get(api: Api, request: web.Request) -> web.StreamResponse:
     """`GET /v1/reports`: of all rows for an admin, of its own for a partner and an advertiser."""
     given = [(name, value) for name, value in request.rel_url.query.items() if name != "format"]
-    programme, caller = await _programme(api), request[CALLER]
-    query = read(given, programme["timezone"], datetime.now(UTC), caller.role)
-    return await answered(api, request, Report(query, programme["currency"], _scope(request)))
+    state = await api.versions.state()
+    asked = read(given, state.timezone, datetime.now(UTC), request[CALLER].role)
+    return await answered(api, request, Report(asked, state.currency, _scope(request)))
 
 
 async def query(api: Api, request: web.Request) -> web.StreamResponse:
     """`POST /v1/reports/query {from?, to?, timezone?, granularity?, group_by?, metrics?, filters?, exclusions?,
     date_basis?, sort?, limit?, cursor?, totals?, live?}`: the same, asked for by a body."""
     body = await read_body(request, QueryBody)
-    programme = await _programme(api)
-    asked = read_query(body, programme["timezone"], datetime.now(UTC), request[CALLER].role)
-    return await answered(api, request, Report(asked, programme["currency"], _scope(request)))
+    state = await api.versions.state()
+    asked = read_query(body, state.timezone, datetime.now(UTC), request[CALLER].role)
+    return await answered(api, request, Report(asked, state.currency, _scope(request)))
 
 
 async def answered(api: Api, request: web.Request, report: Report) -> web.StreamResponse:
@@ -46,10 +45,3 @@ async def answered(api: Api, request: web.Request, report: Report) -> web.Stream
 def _scope(request: web.Request) -> Scope:
     caller = request[CALLER]
     return Scope(caller.partner_id, caller.advertiser_id)
-
-
-async def _programme(api: Api) -> Row:
-    async with acquire(api.pool) as db:
-        programme = await db.fetchrow("SELECT timezone, currency FROM programme")
-    assert programme is not None
-    return programme

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
@@ -81,7 +81,7 @@ async def connected(database_url: str, *, command_timeout_s: float, application_
 async def pool(database_url: str, *, application_name: str = "clickdam-api") -> AsyncIterator[Pool]:
     """The API's connections, opened when first needed, so that it starts while Postgres is away."""
     settings = _server_settings(application_name)
-    async with _pool(database_url, limits.API_POOL_MAX, limits.STATEMENT_S, settings) as connections:
+    async with _pool(database_url, limits.API_POOL_MAX, limits.STATEMENT_S, settings, _leave) as connections:
         yield connections
 
 
@@ -97,7 +97,11 @@ async def report_pool(database_url: str) -> AsyncIterator[Pool]:
 
 @asynccontextmanager
 async def _pool(
-    database_url: str, connections_max: int, statement_s: float, settings: dict[str, str]
+    database_url: str,
+    connections_max: int,
+    statement_s: float,
+    settings: dict[str, str],
+    reset: Callable[[Any], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Pool]:
     connections = asyncpg.create_pool(
         database_url,
@@ -107,6 +111,7 @@ async def _pool(
         command_timeout=statement_s,
         server_settings=settings,
         init=_read_json,
+        reset=reset,
     )
     async with asyncio.timeout(limits.CONNECT_S):
         await connections
@@ -156,6 +161,11 @@ def _server_settings(application_name: str) -> dict[str, str]:
 
 async def _read_json(connection: Any) -> None:
     await connection.set_type_codec("jsonb", encoder=_dump, decoder=orjson.loads, schema="pg_catalog", format="text")
+
+
+async def _leave(_: Any) -> None:
+    """Nothing is to be put back when a connection is returned: whoever has one of the API's changes settings and takes
+    locks for a transaction alone. To have Postgres reset it all was a second round trip of every look-up."""
 
 
 def _dump(value: object) -> str:

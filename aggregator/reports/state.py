@@ -17,8 +17,8 @@ from schemas.two_tier import SecondTierAway, TwoTier
 _STATE = """
 SELECT (SELECT complete_through FROM complete_through) AS complete_through,
        nullif(through, '-infinity') AS settled_through, nullif(days_through, '-infinity') AS days_through,
-       now() - make_interval(secs => $1) AS booked_through
-FROM settling
+       now() - make_interval(secs => $1) AS booked_through, timezone, currency
+FROM settling CROSS JOIN programme
 """
 # A change says when its transaction began and is seen when that ends: the newest time names all changes up to it only
 # when no transaction that began before may still be under way. $1 and $2: the range; $3: the longest transaction.
@@ -39,12 +39,14 @@ class State:
     """`complete_through`: all that edges received before it is in the figures; None while an edge that may have more is
     not heard of, or none ever was. `settled_through`: so are uniques and details; None while none is settled.
     `days_through`: the days before it are. `booked_through`: nothing will be booked in the ledger as of a time before
-    it."""
+    it. `timezone` and `currency` are the programme's."""
 
     complete_through: datetime | None
     settled_through: datetime | None
     days_through: datetime | None
     booked_through: datetime
+    timezone: str
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class _Seen(NamedTuple):
 async def read_state(db: Database) -> State:
     row = await db.fetchrow(_STATE, limits.TRANSACTION_S)
     assert row is not None
-    return State(row["complete_through"], row["settled_through"], row["days_through"], row["booked_through"])
+    return State(**row)
 
 
 async def read_version(db: Database, rows: Rows) -> str:
@@ -106,6 +108,10 @@ class Versions:
         found = await self._find(None)
         assert isinstance(found, State)
         return found
+
+    def forget_state(self) -> None:
+        """The programme has changed: read it again when it is asked for next."""
+        self._tier.void(None)
 
     async def version(self, rows: Rows) -> str | None:
         """The version of rows whose whole time is settled; None where an answer made of them may be given for

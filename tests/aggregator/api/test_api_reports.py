@@ -44,6 +44,14 @@ async def test_the_programmes_zone_and_currency_are_the_default(admin: Any, made
     assert [(row["clicks"], row["currency"]) for row in answer["data"]] == [(0, "NPR")] * 6 + [(1, "NPR")]
 
 
+async def test_another_zone_of_the_programme_counts_from_the_next_report_on(admin: Any) -> None:
+    for zone in ("UTC", "Asia/Kathmandu", "Europe/Berlin"):
+        status, _ = await admin("PATCH", "/v1/programme", json={"timezone": zone})
+        assert status == 200
+        assert (await admin("GET", "/v1/reports"))[1]["timezone"] == zone
+        assert (await admin("POST", "/v1/reports/query", json={}))[1]["timezone"] == zone
+
+
 BAD_QUERIES = {
     "from=x": "from",
     "from=2026-11-27&to=2026-11-27": "to",

@@ -1,7 +1,10 @@
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
+import aggregator
 from aggregator.db.connect import DatabaseAway, acquire, connect, pool
 from schemas import limits
 from schemas.errors import Refused
@@ -48,6 +51,30 @@ async def test_a_wait_for_the_pool_ends_in_a_refusal(database_url: str, monkeypa
                 pass
         for connection in held:
             await connections.release(connection)
+
+
+async def test_a_connection_goes_back_to_the_pool_without_a_word_and_without_what_was_open(database_url: str) -> None:
+    watcher = await connect(database_url, command_timeout_s=5)
+    said = "SELECT query, state FROM pg_stat_activity WHERE pid = $1"
+    async with pool(database_url) as connections:
+        async with acquire(connections) as db:
+            pid = await db.fetchval("SELECT pg_backend_pid()")
+        assert tuple(await watcher.fetchrow(said, pid) or ()) == ("SELECT pg_backend_pid()", "idle")
+        async with acquire(connections) as db:
+            await db.execute("BEGIN")
+        assert tuple(await watcher.fetchrow(said, pid) or ()) == ("ROLLBACK", "idle")
+    await watcher.close()
+
+
+def test_whoever_has_a_connection_of_a_pool_changes_nothing_of_it_for_longer_than_a_transaction() -> None:
+    lasting = re.compile(
+        r"pg_(try_)?advisory_lock|\bLISTEN\b|set_config\([^)]*false\)|\bSET (?!LOCAL)(SESSION|\w+ TO)\b"
+    )
+    rooms = [Path(aggregator.__path__[0]) / room for room in ("api", "reports", "publish", "conversions")]
+    files = [file for room in rooms for file in room.rglob("*.py")]
+    assert len(files) > 50
+    found = {file.name for file in files if lasting.search(file.read_text())}
+    assert found <= {"behind.py"}  # it has a connection of its own
 
 
 async def test_cancelled_waits_leave_the_pool_whole(database_url: str) -> None:
