@@ -264,7 +264,7 @@ async def warm_up(api: Api) -> None:
 
 def application(api: Api) -> web.Application:
     app = web.Application(middlewares=[errors], client_max_size=limits.BODY_BYTES_MAX)
-    app[docs_page.DOCS] = docs_page.docs(ROUTES)
+    app[docs_page.DOCS] = docs_page.docs(ROUTES, api.public_url)
     for method, path, roles, subject, handler in ROUTES:
         scope = f"{subject}.{'read' if method == 'GET' or handler in READING else 'write'}"
         app.router.add_route(method, path, _guarded(api, roles, scope, handler))

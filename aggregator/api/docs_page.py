@@ -7,7 +7,6 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from html import escape
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import orjson
@@ -42,9 +41,9 @@ class Docs(NamedTuple):
 DOCS = web.AppKey("docs", Docs)
 
 
-def docs(routes: Sequence[Route]) -> Docs:
+def docs(routes: Sequence[Route], public_url: str) -> Docs:
     """The document of these routes, and its page."""
-    told = document(routes)
+    told = document(routes, public_url)
     return Docs(orjson.dumps(told), _page(told).encode())
 
 
@@ -61,9 +60,10 @@ async def page(api: Api, request: web.Request) -> web.Response:
 def _page(told: dict[str, Any]) -> str:
     calls = [(path, method, call) for path, methods in told["paths"].items() for method, call in methods.items()]
     schemas, refusals = (told["components"][name] for name in ("schemas", "responses"))
+    tags = dict.fromkeys(call["tags"][0] for *_, call in calls)
     sections = [
-        f"<h2>{escape(tag)}</h2>{''.join(_call(path, method, call, refusals) for path, method, call in group)}"
-        for tag, group in groupby(calls, key=lambda one: one[2]["tags"][0])
+        f"<h2>{escape(tag)}</h2>{''.join(_call(*one, refusals) for one in calls if one[2]['tags'][0] == tag)}"
+        for tag in tags
     ]
     shapes = "".join(_folded(name, escape(name), _table(_fields(schema))) for name, schema in schemas.items())
     info = told["info"]
@@ -72,7 +72,8 @@ def _page(told: dict[str, Any]) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
         f"<h1>{escape(info['title'])} API {escape(info['version'])}</h1>"
         '<p>The same for programs: <a href="/openapi.json">openapi.json</a>. Calls below <code>/v1</code> need'
-        f" <code>Authorization: Bearer cd_…</code>.</p>{''.join(sections)}<h2>Shapes</h2>{shapes}</body></html>"
+        " <code>Authorization: Bearer cd_…</code>; those of the edge go to another server, and know no such keys.</p>"
+        f"{''.join(sections)}<h2>Shapes</h2>{shapes}</body></html>"
     )
 
 
@@ -93,7 +94,9 @@ def _folded(name: str, title: str, inside: str) -> str:
 
 
 def _refusals(call: dict[str, Any], refusals: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    return ((status, refusals[status]["description"]) for status, one in call["responses"].items() if "$ref" in one)
+    for status, one in call["responses"].items():
+        if status >= "400":
+            yield status, (refusals[status] if "$ref" in one else one)["description"]
 
 
 def _answers(call: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""The OpenAPI 3.1 document of this API, made of its routes, of the structs that handlers read, and of `described`."""
+"""The OpenAPI 3.1 document of this API, made of its routes, of the structs that handlers read, and of `described`; and
+of the edge's doors, which are another server's."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import msgspec
 
 from aggregator.api.calling import ID_MAX
 from aggregator.api.described import DESCRIBED, JSON, Described
+from aggregator.api.edge_doors import ALIKE, DOORS, Content, Door
 from aggregator.api.shapes import TEXT, UUID, Schema, record
 from aggregator.api.sheets import CONTENT_TYPES
 from schemas.errors import REJECTIONS, STATUS
@@ -19,6 +21,7 @@ from schemas.errors import REJECTIONS, STATUS
 Route = tuple[str, str, frozenset[str], str, Callable[..., Any]]  # method, path, roles, subject of its scope, handler
 
 _REF = "#/components/schemas/{name}"
+_API = {"url": "/"}
 _CODE: Schema = {"type": "string", "enum": sorted(STATUS.keys() - REJECTIONS.keys())}
 _ERROR = record("Error", (), error=record("", ("code", "message"), sometimes="field", code=_CODE))
 _EVERY = ("bad_request", "too_long", "internal", "unavailable")
@@ -36,27 +39,35 @@ _IDS: dict[str, Schema] = {
 }
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
-    """The document. Raises KeyError for a route that is not described."""
+def document(routes: Sequence[Route], public_url: str) -> dict[str, Any]:
+    """The document; `public_url` is where the edge is. Raises KeyError for a route that is not described."""
     calls = [(route, DESCRIBED[f"{route[0]} {route[1]}"]) for route in routes]
     bodies = list(dict.fromkeys(call.body for _, call in calls if call.body is not None))
     read, components = msgspec.json.schema_components(bodies, ref_template=_REF)
     body_of = {body: _plain(schema) for body, schema in zip(bodies, read, strict=True)}
     parts: dict[str, Schema] = {name: _plain(schema) for name, schema in components.items()}
     paths: dict[str, dict[str, Any]] = {}
+    edge = {"url": "{edge}", "description": "The edge.", "variables": {"edge": {"default": public_url}}}
     for route, call in calls:
         told = _operation(route, call, body_of, parts)
+        told |= {"servers": [_API, edge]} if f"{route[0]} {route[1]}" in ALIKE else {}
         paths.setdefault(route[1], {})[route[0].lower()] = told
+    for name, door in DOORS.items():
+        method, path = name.split()
+        paths.setdefault(path, {})[method.lower()] = _door(method, path, door, parts) | {"servers": [edge]}
     _named(_ERROR, parts)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Clickdam", "version": version("clickdam"), "license": {"name": "Apache-2.0"}},
-        "servers": [{"url": "/"}],
+        "servers": [_API],
         "paths": paths,
         "components": {
             "responses": _refusals(),
             "schemas": dict(sorted(parts.items())),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key: `cd_…`."}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key: `cd_…`."},
+                "token": {"type": "http", "scheme": "bearer", "description": "An advertiser's token."},
+            },
             "parameters": {name: {"name": name, "in": "header", "schema": kind} for name, kind in _HEADERS.items()},
         },
     }
@@ -79,6 +90,50 @@ def _operation(
     if roles:
         operation["security"] = [{"key": [f"{subject}.{'read' if method == 'GET' else 'write'}"]}]
     return operation
+
+
+def _door(method: str, path: str, door: Door, parts: dict[str, Schema]) -> dict[str, Any]:
+    """What a HEAD answers has no body."""
+    words = re.findall(r"[a-z0-9]+", f"edge {method.lower()} {path.replace('+', 'look')}")
+    signed = [{"name": "X-Clickdam-Signature", "in": "header", "schema": TEXT}] if door.for_senders else []
+    operation: dict[str, Any] = {
+        "operationId": "_".join(words),
+        "tags": ["edge"],
+        "description": door.says,
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, "schema": TEXT} for name in re.findall(r"{(\w+)}", path)),
+            *({"name": name, "in": "query", "schema": kind} for name, kind in door.query.items()),
+            *signed,
+        ],
+        "responses": {
+            str(status): {"description": said}
+            | ({} if method == "HEAD" else _contents(content, parts))
+            | _led_to(status)
+            for status, said, content in _door_answers(door)
+        },
+    }
+    if door.body:
+        operation["requestBody"] = {"required": False} | _contents(door.body, parts)
+    if door.for_senders:
+        operation["security"] = [{"token": []}, {}]
+    return operation
+
+
+def _door_answers(door: Door) -> Iterator[tuple[int, str, Content]]:
+    """Each status with what it says: a door's refusal may have the status of what is done, as its sender asked."""
+    for status, content in door.done.items():
+        yield status, "Done.", content
+    for status in sorted({STATUS[code] for code in door.refused} - door.done.keys()):
+        codes = [code for code in door.refused if STATUS[code] == status]
+        yield status, ", ".join(f"`{code}`" for code in codes), door.refusal
+
+
+def _contents(content: Content, parts: dict[str, Schema]) -> dict[str, Any]:
+    return {"content": {form: {"schema": _named(schema, parts)} for form, schema in content.items()}} if content else {}
+
+
+def _led_to(status: int) -> dict[str, Any]:
+    return {"headers": {"Location": {"required": True, "schema": TEXT}}} if status == 302 else {}
 
 
 def _sentences(handler: Callable[..., Any], roles: frozenset[str]) -> str:

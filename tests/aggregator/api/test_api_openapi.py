@@ -17,13 +17,14 @@ import aggregator.api
 from aggregator.api import docs_page
 from aggregator.api.app import ROUTES
 from aggregator.api.described import DESCRIBED
+from aggregator.api.edge_doors import DOORS
 from aggregator.api.openapi import document
 from aggregator.api.shapes import record
 from aggregator.db.connect import Connection
 from aggregator.db.instants import at
 from aggregator.db.partitions import ensure
 from aggregator.reports.figures import METRICS
-from tests.aggregator.api.conftest import Client, Made
+from tests.aggregator.api.conftest import PUBLIC_URL, Client, Made
 from tests.aggregator.api.test_api_every_call import GUARDED, Programme, programme
 from tests.aggregator.api.test_api_lists import NOW_MS, callers_of, clicked
 from tests.aggregator.api.test_api_schemathesis import closed
@@ -43,7 +44,7 @@ def test_every_route_is_described_and_everything_described_is_a_route() -> None:
 
 
 def test_the_document_is_openapi_3_1() -> None:
-    told = document(ROUTES)
+    told = document(ROUTES, PUBLIC_URL)
     assert told["openapi"].startswith("3.1.")
     openapi_spec_validator.validate(told)
 
@@ -81,7 +82,7 @@ async def test_the_document_and_its_page_need_no_key(session: aiohttp.ClientSess
     async with session.get("/openapi.json") as answer:
         assert (answer.status, answer.content_type) == (200, "application/json")
         told = await answer.json()
-        assert set(told["paths"]) == {path for _, path, *_ in ROUTES}
+        assert set(told["paths"]) == {path for _, path, *_ in ROUTES} | {name.split()[1] for name in DOORS}
     async with session.get("/docs") as answer:
         assert (answer.status, answer.content_type) == (200, "text/html")
         policy, page = answer.headers["Content-Security-Policy"], await answer.text()
@@ -108,7 +109,7 @@ class Tags(HTMLParser):
 
 
 def test_the_page_has_nothing_from_elsewhere_and_nothing_that_runs() -> None:
-    tags = Tags(docs_page.docs(ROUTES).html.decode())
+    tags = Tags(docs_page.docs(ROUTES, PUBLIC_URL).html.decode())
     assert tags.names.isdisjoint({"script", "img", "link", "iframe", "form", "base", "object"})
     assert tags.attributes == {"lang", "charset", "name", "content", "id", "class", "href"}
     assert "/openapi.json" in tags.targets
@@ -135,7 +136,7 @@ async def test_what_every_call_answers_is_as_described(
         "metrics": list(METRICS),
         "totals": True,
     }
-    told, refused, wrong = document(ROUTES), {}, []
+    told, refused, wrong = document(ROUTES, PUBLIC_URL), {}, []
     for method, path, who, _ in sorted(GUARDED, key=lambda call: ORDER.index(call[0])):
         if path.startswith("/v1/export/"):
             continue

@@ -21,7 +21,7 @@ from aggregator.api.keys import Wanted
 from aggregator.api.openapi import document
 from aggregator.db.connect import Connection
 from schemas import limits
-from tests.aggregator.api.conftest import Client, Made, sold
+from tests.aggregator.api.conftest import PUBLIC_URL, Client, Made, sold
 
 EXAMPLES = 5  # of each call and role
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -41,7 +41,7 @@ def closed(schema: Any) -> Any:
 
 def asked_of(role: str, ids: dict[str, Any]) -> dict[str, Any]:
     """The document with the calls of a role, about rows that are there."""
-    told = document(ROUTES)
+    told = document(ROUTES, PUBLIC_URL)
     may = {(method, path) for method, path, roles, *_ in ROUTES if role in roles or not roles} - LEFT_OUT
     paths: dict[str, Any] = {}
     for path, methods in told["paths"].items():
