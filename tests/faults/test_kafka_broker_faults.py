@@ -15,6 +15,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from loadtests.faults.broken import EVENTS, Broken, broken
 from loadtests.faults.ridden import Act, Ridden, holds, note, outcomes, ride_out
 from loadtests.faults.traffic import complete_now, verdict, visited, watched
+from tests.faults.test_reconciliation_faults import reconciled
 
 P99_MAX_S = 1.0
 P99_STRICT_MAX_S = 0.250
@@ -37,6 +38,7 @@ async def rides_out(of: Broken, fault: str, begin: Act, end: Act, for_s: float, 
     ridden = await ride_out(of.house, fault, begin, end, for_s, connections=connections, pause_s=pause_s)
     holds(ridden, P99_STRICT_MAX_S if long else P99_MAX_S)
     assert ridden.found.answered > 100
+    assert (await reconciled(of.house)).drift == 0
     return ridden
 
 
@@ -109,6 +111,7 @@ async def test_an_edge_killed_with_a_full_spool_loses_only_what_it_has_counted(w
         heard.orders |= later.orders
         found = await verdict(house, heard, shown)
     note("spool full, edge killed", heard, found, counted, "a new edge at once")
+    assert (await reconciled(house)).drift == 0
     assert set(heard.statuses) == set(later.statuses) == {302}
     assert 0 < found.missing <= counted["lost"] + counted["late"]
     assert found.missing_orders == found.drift == found.broken_promises == 0
