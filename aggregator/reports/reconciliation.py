@@ -4,7 +4,7 @@ An edge counts each request once, by its outcome. What it calls recorded or spoo
 to be a row here: whatever is missing is drift. What it calls late or lost may be in the log all the same (the write was
 under way when the answer was given, or failed after the log had it): such rows are neither missed nor too many, unless
 the edge has said later what became of them. Rows beyond that were counted by nobody. They are `unaccounted` where an
-edge that was killed may have taken them after its last beat, `imported` in an hour in which no edge counted anything,
+edge that was killed may have taken them after its last beat, `imported` in an hour in which no edge counted any,
 else drift with a minus.
 """
 
