@@ -241,9 +241,10 @@ _REPORT_ROW = record(
 _REPORT = record(
     "Report", ("complete_through", "settled_through", "provisional_from", "timezone", "granularity", "from", "to",
                "truncated", "next_cursor"),
-    null="complete_through settled_through provisional_from next_cursor live_from", sometimes="totals live_from",
+    null="complete_through settled_through provisional_from next_cursor live_from paid_clicks",
+    sometimes="totals live_from",
     data=listed(_REPORT_ROW), totals=listed(_REPORT_ROW), live_from=INSTANT,
-    corrected_days=listed(DAY),
+    corrected_days=listed(DAY), paid_clicks=FLAG,
 )  # fmt: skip
 _BALANCED = ("received", "recorded", "spooled", "late", "lost", "rows", "imported", "unaccounted", "drift")
 _BALANCE_NULL = "rows drift"

@@ -85,7 +85,8 @@ class After(NamedTuple):
 class Asked:
     """A report to be made. From `begun` on, where the first bucket begins that lies ahead, there are no rows of zeros
     yet. `groups` are columns; `sort` is a metric or the granularity, and whether the highest is first. `live`: of time
-    that is not complete yet, what edges have counted may be shown."""
+    that is not complete yet, what edges have counted may be shown. `whole_days`: its times are made of days of
+    the programme."""
 
     starts: datetime
     ends: datetime
@@ -101,6 +102,7 @@ class Asked:
     after: After | None
     totals: bool
     live: bool
+    whole_days: bool
 
     @property
     def names(self) -> frozenset[str]:
@@ -179,6 +181,7 @@ def read_query(body: QueryBody, programme_zone: str, now: datetime, role: str) -
         after=None if body.cursor is None else read_cursor(_order(granularity, groups, sort), body.cursor),
         totals=body.totals,
         live=body.live,
+        whole_days=zone.key == programme_zone and granularity not in ("quarter", "hour") and _days(starts, ends, zone),
     )
 
 
@@ -388,6 +391,10 @@ def _grouping(body: QueryBody) -> tuple[Granularity, tuple[str, ...]]:
     if times not in ([], [body.granularity]):
         raise Refused("bad_value", "granularity and group_by name different times", "granularity")
     return _GRANULARITIES[_one_of("granularity", body.granularity, list(_GRANULARITIES))], groups
+
+
+def _days(starts: datetime, ends: datetime, zone: ZoneInfo) -> bool:
+    return all(midnight(at.astimezone(zone).date(), zone) == at for at in (starts, ends))
 
 
 def _cuts(starts: datetime, ends: datetime, zone: ZoneInfo, granularity: Granularity) -> list[Any]:

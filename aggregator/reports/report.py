@@ -16,7 +16,15 @@ from aggregator.reports.buckets import TIMES, Bucket, buckets
 from aggregator.reports.days import corrected
 from aggregator.reports.figures import CLICKED, CONVERTED, COUNTS, DERIVED, RATIOS, made_of
 from aggregator.reports.live import Counted, ahead
-from aggregator.reports.sources import Source, clicks_of, column, conversions_of, needs_settled, rules
+from aggregator.reports.sources import (
+    Source,
+    clicks_of,
+    column,
+    conversions_of,
+    has_paid_clicks,
+    needs_settled,
+    rules,
+)
 from aggregator.reports.state import State
 from schemas import limits
 
@@ -65,7 +73,9 @@ async def report(db: Database, wanted: Report, state: State, counted: Counted | 
     time that has begun, others where something happened. `totals`: the same of the whole question, by currency.
 
     `provisional_from`: from then on events may be missing; None where the whole range is complete. `live_from`: from
-    then on clicks are those that edges have counted, where these are more. Raises Refused.
+    then on clicks are those that edges have counted, where these are more. `corrected_days`: those of the range that
+    were settled, and of which something changed since. `paid_clicks`: whether payout and revenue have what clicks were
+    paid. Raises Refused.
     """
     asked = wanted.asked
     sql, args = _statement(wanted, counted, limit=asked.limit + 1, with_totals=asked.totals)
@@ -83,6 +93,7 @@ async def report(db: Database, wanted: Report, state: State, counted: Counted | 
         "to": rfc3339(asked.ends, "seconds"),
         "granularity": asked.granularity,
         "corrected_days": [day.isoformat() for day in await corrected(db, wanted.scope, asked.starts, asked.ends)],
+        "paid_clicks": has_paid_clicks(asked),
         "truncated": truncated,
         "next_cursor": write_cursor(asked, _last(asked, cuts, page[-1])) if truncated else None,
     }
@@ -274,6 +285,8 @@ def _provisional_from(asked: Asked, state: State) -> datetime | None:
         through: datetime | None = state.booked_through
     else:
         through = state.settled_through if needs_settled(asked) else state.complete_through
+        if state.pays_clicks and has_paid_clicks(asked):  # they are paid when their day is settled
+            through = state.days_through
     if through is None:
         return asked.starts
     return None if through >= asked.ends else max(asked.starts, through)

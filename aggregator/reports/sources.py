@@ -12,7 +12,7 @@ from uuid import UUID
 
 from aggregator.db.instants import to_ms
 from aggregator.reports.asked import DETAILS, SALE_ONLY, Asked, Scope
-from aggregator.reports.figures import CLICKED, CONVERTED, COUNTS, SETTLED, made_of
+from aggregator.reports.figures import CLICKED, CONVERTED, COUNTS, MONEY, SETTLED, made_of
 from schemas import limits
 from schemas.errors import Refused
 from schemas.outcomes import INVALID, ClickClass
@@ -68,6 +68,17 @@ _LEDGER = """(
     CROSS JOIN LATERAL (SELECT line.account LIKE 'partner:%' AS is_payout,
                                split_part(line.account, ':', 2)::int AS owner_id) AS account
 ) AS held"""
+# What clicks were paid is of a whole day, and counts where that begins.
+_WITH_PAID_CLICKS = """(
+    SELECT quarter, offer_id, partner_id, currency, {sums} FROM conversion_rollup
+    UNION ALL
+    SELECT starts_at, offer_id, partner_id, currency, {paid} FROM paid_clicks JOIN settled_day USING (day)
+) AS held"""
+_MONEY = [f"{name}_minor" for name in MONEY]
+_PAID = {
+    name: f"CASE WHEN side = '{name.removesuffix('_minor')}' THEN amount_minor ELSE 0 END::numeric"
+    for name in ("payout_minor", "revenue_minor")
+}
 _SUBS = [f"sub{n}" for n in range(1, 11)]
 
 
@@ -102,7 +113,7 @@ def conversions_of(asked: Asked, scope: Scope) -> Source | None:
     if asked.date_basis == "ledger":
         return _ledger_of(asked, scope)
     if asked.date_basis == "conversion" and asked.names <= _CONVERSION_ROLLUP:
-        return Source("conversion_rollup AS held")
+        return Source(_rollup_with_paid_clicks() if has_paid_clicks(asked) else "conversion_rollup AS held")
     if scope == Scope() and not any(one.name in _INDEXED and not one.excluded for one in asked.filters):
         _check_raw(asked, "conversions are", "link, offer, partner, advertiser and currency by date_basis=conversion, "
                                              "or a filter by one of the first four")  # fmt: skip
@@ -125,6 +136,22 @@ def _ledger_of(asked: Asked, scope: Scope) -> Source:
         accounts = "line.account <> 'programme'"
     zeros = ", ".join(f"0 AS {name}" for name in (*COUNTS, "sale_amount_minor", "payout_pending_minor"))
     return Source(_LEDGER.format(accounts=accounts, zeros=zeros))
+
+
+def has_paid_clicks(asked: Asked) -> bool | None:
+    """Whether what clicks were paid is in its payout and revenue: nothing else is known of it than day, partner and
+    offer, and the day it was booked. None where it asks for neither."""
+    if made_of(asked.metrics).isdisjoint({"payout", "revenue"}):
+        return None
+    if asked.date_basis == "ledger":
+        return "event" not in asked.names
+    return asked.date_basis == "conversion" and asked.whole_days and asked.names <= _OWNERS | {"currency"}
+
+
+def _rollup_with_paid_clicks() -> str:
+    sums = (*COUNTS, *_MONEY)
+    zeros = dict.fromkeys(COUNTS, "0::bigint") | dict.fromkeys(_MONEY, "0::numeric")
+    return _WITH_PAID_CLICKS.format(sums=", ".join(sums), paid=", ".join((zeros | _PAID)[name] for name in sums))
 
 
 def needs_settled(asked: Asked) -> bool:

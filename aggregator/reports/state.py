@@ -17,7 +17,8 @@ from schemas.two_tier import SecondTierAway, TwoTier
 _STATE = """
 SELECT (SELECT complete_through FROM complete_through) AS complete_through,
        nullif(through, '-infinity') AS settled_through, nullif(days_through, '-infinity') AS days_through,
-       now() - make_interval(secs => $1) AS booked_through, timezone, currency
+       now() - make_interval(secs => $1) AS booked_through, timezone, currency,
+       EXISTS (SELECT FROM offer_terms WHERE model = 'cpc') AS pays_clicks
 FROM settling CROSS JOIN programme
 """
 # A change says when its transaction began and is seen when that ends: the newest time names all changes up to it only
@@ -39,7 +40,7 @@ class State:
     """`complete_through`: all that edges received before it is in the figures; None while an edge that may have more is
     not heard of, or none ever was. `settled_through`: so are uniques and details; None while none is settled.
     `days_through`: the days before it are. `booked_through`: nothing will be booked in the ledger as of a time before
-    it. `timezone` and `currency` are the programme's."""
+    it. `timezone` and `currency` are the programme's. `pays_clicks`: terms of an offer do."""
 
     complete_through: datetime | None
     settled_through: datetime | None
@@ -47,6 +48,7 @@ class State:
     booked_through: datetime
     timezone: str
     currency: str
+    pays_clicks: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -438,7 +438,7 @@ async def ask_all(db: Connection, question: Question, scope: Scope) -> tuple[lis
     """All pages, up to PAGES of them, the totals, and the same by a cursor of the database."""
     wanted_rows: list[Any] = []
     answer: dict[str, Any] = {"next_cursor": None}
-    state = State(None, None, None, NOW, "UTC", "EUR")
+    state = State(None, None, None, NOW, "UTC", "EUR", False)
     for _ in range(PAGES):
         body = QueryBody(**question | {"cursor": answer["next_cursor"]})
         made = Report(read_query(body, "UTC", NOW, "admin"), "EUR", scope)

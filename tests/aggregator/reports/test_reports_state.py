@@ -108,7 +108,7 @@ async def test_only_rows_whose_whole_time_is_complete_and_settled_have_a_version
     ):  # fmt: skip
         await complete(db, through, settled)
         state = await read_state(db)
-        assert state == State(through, settled, None, state.booked_through, "UTC", "EUR")
+        assert state == State(through, settled, None, state.booked_through, "UTC", "EUR", False)
         async with pool(database_url) as connections:
             assert (await Versions(connections).version(OURS) is not None) == is_closed, (through, settled)
 

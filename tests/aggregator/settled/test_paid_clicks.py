@@ -8,11 +8,15 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aggregator.conversions import ledger
 from aggregator.db.connect import Connection, connect
-from aggregator.db.instants import at
+from aggregator.db.instants import at, rfc3339
 from aggregator.flush.session import Session
+from aggregator.reports.asked import Scope, read
+from aggregator.reports.report import Report, report
+from aggregator.reports.state import read_state
 from aggregator.settled import days, quarters
 from loadtests.faults.journals import now_ms
 from schemas.outcomes import ClickClass
@@ -28,6 +32,7 @@ from tests.aggregator.settled.test_days import (
 )
 from tests.aggregator.settled.test_quarters import DAY_MS, complete, flush, visit
 
+ALL = Scope()
 Owed = dict[tuple[str, str], int]  # by account and currency
 
 
@@ -134,6 +139,98 @@ async def test_the_terms_of_each_clicks_own_time_count(db: Connection, session: 
         ("partner:1", "EUR"): 3, ("partner:1", "USD"): 33, ("partner:2", "EUR"): 150, ("partner:2", "USD"): 11,
         ("partner:3", "EUR"): 7,
     }  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- reports
+
+
+async def asked(db: Connection, scope: Scope = ALL, role: str = "admin", **params: str) -> dict[str, Any]:
+    span = {"from": DAY.isoformat(), "to": at(BEGINS_MS + DAY_MS).date().isoformat()}
+    wanted = read(list((span | params).items()), "Europe/Berlin", at(now_ms()), role)
+    return await report(db, Report(wanted, "EUR", scope), await read_state(db))
+
+
+@pytest.fixture
+async def a_day(db: Connection, session: Session) -> None:
+    """In Berlin, with clicks that are paid and sales, one of them without a click that is paid."""
+    await db.execute("UPDATE programme SET timezone = 'Europe/Berlin'")
+    await terms(db, 1, 11, BEGINS_MS + HOUR_MS, currency="USD")
+    for offer_id, partner_id in ((1, 1), (1, 2), (2, 2)):
+        clicks = [visit(BEGINS_MS - HOUR_MS + n * 2 * HOUR_MS, n % 9) for n in range(12)]
+        await flush(session, *(replace(one, offer_id=offer_id, partner_id=partner_id) for one in clicks))
+    await sell(db, BEGINS_MS)
+    await sell(db, BEGINS_MS, partner_id=3)
+    await complete(db, now_ms())
+    await all_settled(db, LATER_MS)
+
+
+@pytest.mark.usefixtures("a_day")
+async def test_a_report_by_partner_and_offer_is_what_was_settled(db: Connection) -> None:
+    found = await asked(db, group_by="partner,offer", metrics="clicks,unique_clicks,conversions,payout,revenue")
+    lines: dict[tuple[Any, ...], dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for (partner_id, offer_id, currency), figures in (await totals(db, 1)).items():
+        key = (partner_id, offer_id)
+        for name in ("clicks", "unique_clicks"):
+            lines[key][name] += figures.get(name, 0)
+        for name in ("conversions", "payout_minor", "revenue_minor"):
+            lines[*key, currency][name] += figures.get(name, 0)
+    for row in found["data"]:
+        money = lines.pop((row["partner_id"], row["offer_id"], row["currency"]))
+        assert [row["conversions"], row["payout"], row["revenue"]] == list(money.values())
+    clicked = [sum(row[name] for row in found["data"]) for name in ("clicks", "unique_clicks")]
+    assert clicked == [sum(one[name] for one in lines.values()) for name in ("clicks", "unique_clicks")] != [0, 0]
+    assert not any(sum(one[name] for one in lines.values()) for name in ("payout_minor", "revenue_minor"))
+    assert found["paid_clicks"] is True
+
+
+@pytest.mark.usefixtures("a_day")
+async def test_only_a_question_by_days_partners_and_offers_has_what_clicks_were_paid(db: Connection) -> None:
+    """And it says whether it does."""
+    paid = await db.fetchval("SELECT sum(amount_minor)::int FROM paid_clicks WHERE side = 'payout' AND day = $1", DAY)
+    sold, found = 200, {}
+    for name, params in {
+        "day": {"group_by": "day"}, "month": {"granularity": "month"}, "total": {"granularity": "total"},
+        "offer": {"group_by": "offer"}, "advertiser": {"group_by": "day,advertiser"},
+        "currency": {"currency": "EUR,USD"},
+        "hour": {"group_by": "hour"}, "link": {"group_by": "link"}, "click": {"date_basis": "click"},
+        "event": {"group_by": "event"}, "zone": {"timezone": "UTC"}, "part": {"to": rfc3339(at(BEGINS_MS + DAY_MS))},
+    }.items():  # fmt: skip
+        answer = await asked(db, ALL, "admin", metrics="payout", totals="1", **params)
+        found[name] = (answer["paid_clicks"], sum(row["payout"] for row in answer["totals"]))
+    carried = ("day", "month", "total", "offer", "advertiser", "currency")
+    assert found == {name: (name in carried, sold + paid * (name in carried)) for name in found}
+    assert (await asked(db, metrics="clicks,conversions"))["paid_clicks"] is None
+
+
+@pytest.mark.usefixtures("a_day")
+async def test_a_partner_and_an_advertiser_are_told_of_their_own(db: Connection) -> None:
+    sums = "SELECT sum(amount_minor)::int FROM paid_clicks WHERE side = $1 AND day = $2"
+    own = await db.fetchval(f"{sums} AND partner_id = 2", "payout", DAY)
+    answer = await asked(db, Scope(partner_id=2), "partner", metrics="payout", totals="1")
+    assert sum(row["payout"] for row in answer["totals"]) == own > 0
+    answer = await asked(db, Scope(advertiser_id=1), "advertiser", metrics="revenue", totals="1")
+    assert sum(row["revenue"] for row in answer["totals"]) == await db.fetchval(sums, "revenue", DAY) > 0
+    answer = await asked(db, Scope(advertiser_id=9), "advertiser", metrics="revenue", totals="1")
+    assert not [row for row in answer["data"] if row["revenue"]]
+
+
+async def test_what_clicks_are_paid_is_provisional_until_their_day_is_settled(db: Connection, session: Session) -> None:
+    await flush(session, visit(BEGINS_MS))
+    await complete(db, BEGINS_MS + DAY_MS + HOUR_MS)
+    await all_settled(db)
+    zone = {"from": f"{DAY}T00:00:00Z", "to": f"{at(BEGINS_MS + DAY_MS).date()}T00:00:00Z"}
+    told = []
+    for metrics in ("clicks", "payout"):
+        wanted = read([*zone.items(), ("metrics", metrics)], "UTC", at(now_ms()), "admin")
+        told.append(await report(db, Report(wanted, "EUR", ALL), await read_state(db)))
+    assert [one["provisional_from"] for one in told] == [None, rfc3339(at(BEGINS_MS))]
+    await complete(db, BEGINS_MS + 2 * DAY_MS)
+    await all_settled(db)
+    again = await report(db, Report(wanted, "EUR", ALL), await read_state(db))
+    assert (again["provisional_from"], again["data"][0]["payout"]) == (None, 3)
+
+
+# --------------------------------------------------------------------------------------------------------- once, always
 
 
 async def test_what_was_paid_stays_when_the_clicks_are_no_longer_kept(db: Connection, session: Session) -> None:
