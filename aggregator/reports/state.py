@@ -14,10 +14,12 @@ from schemas import limits
 from schemas.errors import Refused
 from schemas.two_tier import SecondTierAway, TwoTier
 
+# What is booked says when its transaction began. Who settles days, and pays for clicks, may take longer than others.
 _STATE = """
 SELECT (SELECT complete_through FROM complete_through) AS complete_through,
        nullif(through, '-infinity') AS settled_through, nullif(days_through, '-infinity') AS days_through,
-       now() - make_interval(secs => $1) AS booked_through, timezone, currency,
+       least(now() - make_interval(secs => $1), (SELECT min(xact_start) FROM pg_stat_activity
+           WHERE application_name = 'clickdam-settled')) AS booked_through, timezone, currency,
        EXISTS (SELECT FROM offer_terms WHERE model = 'cpc') AS pays_clicks
 FROM settling CROSS JOIN programme
 """

@@ -143,6 +143,12 @@ def entries(chosen: random.Random, of: list[Event]) -> list[Event]:
         money = [(chosen.choice(VALUES["currency"]), "payout", chosen.randrange(-5_000, 5_000))]
         at = moment(chosen)
         found.append(Event(at, at, owners | {"event": None}, money=tuple(money), kind="adjustment"))
+    for _ in range(60):  # paid clicks, of both sides or one
+        offer_id, at = chosen.choice(list(ADVERTISERS)), moment(chosen)
+        owners = {"partner_id": chosen.choice((1, 2)), "offer_id": offer_id, "advertiser_id": ADVERTISERS[offer_id]}
+        money = [(chosen.choice(VALUES["currency"]), side, chosen.randrange(5_000)) for side in ("payout", "revenue")]
+        sides = chosen.sample(money, chosen.choice((1, 2)))
+        found.append(Event(at, at, owners | {"event": None}, money=tuple(sides), kind="clicks"))
     return found
 
 
@@ -275,7 +281,8 @@ async def write_ledger(db: Connection, booked: list[Event]) -> None:
     heads, account_lines = [], []
     for n, one in enumerate(booked, 1):
         sale = None if one.sale is None else UUID(int=one.sale + 1)
-        heads.append((n, one.at, one.kind, sale, one.said["offer_id"] or None, "sender"))
+        partner_id = one.said["partner_id"] if one.kind == "clicks" else None
+        heads.append((n, one.at, one.kind, sale, one.said["offer_id"] or None, "sender", partner_id))
         sums: dict[tuple[str, str], int] = defaultdict(int)
         for currency, metric, amount in one.money:
             owner = {"payout": ("partner", "partner_id", 1), "revenue": ("advertiser", "advertiser_id", -1)}.get(metric)
@@ -283,7 +290,7 @@ async def write_ledger(db: Connection, booked: list[Event]) -> None:
                 sums[f"{owner[0]}:{one.said[owner[1]]}", currency] += owner[2] * amount
                 sums["programme", currency] -= owner[2] * amount
         account_lines += [(n, account, amount, currency) for (account, currency), amount in sums.items()]
-    columns = ("id", "at", "kind", "conversion_id", "offer_id", "actor")
+    columns = ("id", "at", "kind", "conversion_id", "offer_id", "actor", "partner_id")
     await db.copy_records_to_table("ledger_entry", records=heads, columns=columns)
     await db.copy_records_to_table("ledger_line", records=account_lines)
 

@@ -127,6 +127,18 @@ async def test_what_was_booked_has_a_version_once_nobody_can_be_booking_as_of_th
             assert (version is not None) == is_closed, (ends, booked)
 
 
+async def test_what_is_being_booked_by_who_settles_days_is_waited_for(
+    db: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "TRANSACTION_S", 0.0)
+    settling = await connect(database_url, command_timeout_s=10, application_name="clickdam-settled")
+    async with settling.transaction():
+        began = await settling.fetchval("SELECT now()")
+        assert (await read_state(db)).booked_through == began
+    assert (await read_state(db)).booked_through > began
+    await settling.close()
+
+
 async def test_a_version_is_read_again_after_its_second_and_never_used_when_postgres_is_away(
     db: Connection, database_url: str
 ) -> None:
