@@ -27,7 +27,10 @@ _LINES = """
  WHERE ({visible}) <> ({visible_before})) AS settled
 """
 _BETWEEN = "day = ANY (ARRAY(SELECT day FROM settled_day WHERE {}))"
-_CORRECTED = "SELECT DISTINCT day FROM {} WHERE version > 1 AND {} {} ORDER BY day"
+_CORRECTED = """
+SELECT day FROM settled_day WHERE starts_at < $2 AND ends_at > $1 AND EXISTS (
+    SELECT FROM {lines} WHERE settled.day = settled_day.day AND settled.version > 1 {owned}) ORDER BY day
+"""
 _OF_ADVERTISER = "AND offer_id = ANY (ARRAY(SELECT id FROM offer WHERE advertiser_id = $3))"
 
 
@@ -63,15 +66,14 @@ def shown(row: Row, role: str) -> dict[str, Any]:
 async def corrected(db: Database, scope: Scope, starts: datetime, ends: datetime) -> list[date]:
     """The settled days of a time of which something was corrected that may be seen."""
     args: list[Any] = [starts, ends]
-    lines, owned = "settled_version", ""
+    lines, owned = "settled_version AS settled", ""
     if scope.partner_id is not None:
         lines, owned = _lines("partner"), "AND partner_id = $3"
         args.append(scope.partner_id)
     elif scope.advertiser_id is not None:
         lines, owned = _lines("advertiser"), _OF_ADVERTISER
         args.append(scope.advertiser_id)
-    between = _BETWEEN.format("starts_at < $2 AND ends_at > $1")
-    return [row["day"] for row in await db.fetch(_CORRECTED.format(lines, between, owned), *args)]
+    return [row["day"] for row in await db.fetch(_CORRECTED.format(lines=lines, owned=owned), *args)]
 
 
 @cache

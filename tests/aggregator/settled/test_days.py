@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,7 +18,8 @@ from aggregator.db.instants import at, to_ms
 from aggregator.flush.session import Session
 from aggregator.settled import days, quarters
 from aggregator.settled.days import FIGURES
-from loadtests.faults.journals import conversion, now_ms
+from aggregator.settled.run import run
+from loadtests.faults.journals import conversion, now_ms, settings
 from schemas import limits
 from schemas.outcomes import ClickClass
 from tests.aggregator.settled.test_quarters import DAY_MS, complete, flush, visit
@@ -268,3 +270,18 @@ async def test_with_nothing_to_do_it_asks_three_questions(db: Connection, sessio
     with db.query_logger(lambda record: asked.append(record.query)):
         assert not await days.settle_once(db, now_ms())
     assert len([one for one in asked if one.lstrip().startswith("SELECT")]) == 3
+
+
+async def test_an_aggregator_settles_days_by_itself(
+    db: Connection, session: Session, shared_database_url: str, tmp_path: Path
+) -> None:
+    await flush(session, visit(BEGINS_MS), visit(BEGINS_MS - 2 * DAY_MS))
+    await complete(db, now_ms())
+    running = asyncio.create_task(run(settings(shared_database_url, tmp_path)))
+    async with asyncio.timeout(60):
+        while len(await versions(db)) < 2:
+            assert not running.done()
+            await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert await newest(db) == await rolled_up(db)
