@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
@@ -41,12 +42,21 @@ SELECT id, side, 'cps', percent, 'EUR' FROM offers, (VALUES ('payout', 7.5), ('r
 """
 
 
+_STATUSES = {"post": "", "chargeback": "reversed"}  # as an edge says them; else the word itself
+_BY_HAND: dict[str, Callable[..., Awaitable[Sequence[change.Changed]]]] = {
+    "approved": change.approve,
+    "rejected": change.reject,
+    "reversed": change.reverse,
+    "chargeback": partial(change.reverse, kind="chargeback"),
+}
+
+
 @dataclass(frozen=True)
 class Said:
     """One thing that is said of an order: by its sender, or (`by_hand`) by a person. `server` for what does not come
     from a page."""
 
-    what: str  # post, approved, pending, rejected, reversed, refund, remaining
+    what: str  # post, approved, pending, rejected, reversed, chargeback, refund, remaining
     amount: int | None = None
     name: str = ""  # the sender's, of an increment or a refund
     server: bool = True
@@ -103,7 +113,9 @@ def expected(policy: str, looked_at: bool, said: Sequence[Said]) -> Result | Non
         one.what == "rejected" and (not one.by_hand or once.index(one) >= first_of_server) for one in once
     )  # what a person rejected of a page is not what its server tells of later
     gone = (
-        any(one.what == "reversed" for one in once) or (left == 0 and gross != 0) or (left is None and 0 in remaining)
+        any(one.what in ("reversed", "chargeback") for one in once)
+        or (left == 0 and gross != 0)
+        or (left is None and 0 in remaining)
     )
     taken_back, stands = ("rejected", "pending") if held else ("reversed", "approved")
     status = taken_back if rejected or gone else stands
@@ -176,12 +188,12 @@ def saids(draw: st.DrawFn, policy: str, *, by_hand: bool, alike: bool) -> list[S
         return Said(word, amount, name, server)
 
     others = [
-        st.builds(Said, st.just("rejected")), st.builds(Said, st.just("reversed")),
+        *[st.builds(Said, st.sampled_from(("rejected", "reversed", "chargeback")))] * 2,
         st.sampled_from((("a", 999), ("b", 333), ("c", 6000))).map(lambda one: Said("refund", one[1], one[0])),
         st.builds(Said, st.just("remaining"), AMOUNT),
     ]  # fmt: skip
     if by_hand:
-        hand = ("approved", "rejected", "reversed")
+        hand = ("approved", "rejected", "reversed", "chargeback")
         others += [st.builds(Said, st.sampled_from(hand), by_hand=st.just(True))] * 2
     some = draw(st.lists(st.one_of(post(), post(), *others), min_size=1, max_size=7))
     sent = [one for one in some if not one.by_hand]
@@ -212,7 +224,8 @@ class Order:
         elif one.what == "remaining":
             fields["remaining_minor"] = one.amount
         else:
-            fields |= {"status": "" if one.what == "post" else one.what, "amount_minor": one.amount}
+            fields |= {"status": _STATUSES.get(one.what, one.what), "amount_minor": one.amount}
+            fields |= {"original_status": one.what}
         return conversion(
             intake_id=one.intake, conversion_id=self.conversion_id, order_id=self.order_id, event_id=one.name,
             advertiser_id=POLICIES.index(self.policy) + 1, offer_id=self.offer_id, partner_id=7 if one.server else 8,
@@ -255,8 +268,7 @@ async def say(db: Connection, order: Order, one: Said) -> bool:
         if not one.by_hand:
             await settle(db, [order.event(one)], shard=0)
             return True
-        does = {"approved": change.approve, "rejected": change.reject, "reversed": change.reverse}[one.what]
-        changed = await does(db, [order.conversion_id], "admin:1", "looked at")
+        changed = await _BY_HAND[one.what](db, [order.conversion_id], "admin:1", "looked at")
         return bool(changed) and changed[0].refused is None
 
 
