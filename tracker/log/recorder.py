@@ -55,7 +55,7 @@ class Batch:
     waiters: list[tuple[asyncio.Future[Outcome], str]] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     deadline: asyncio.TimerHandle | None = None
-    late: dict[str, int] = field(default_factory=dict)  # answered before it was known what became of them
+    late: Counter[str] = field(default_factory=Counter)  # answered before it was known what became of them
     hour_ends_ms: int = 0
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class Recorder:
                 self._in_flight = None
             self.queued_events -= len(batch.events)
             self._settle(batch, outcome)
-            for counted_as, n in batch.late.items():
+            for counted_as, n in (+batch.late).items():
                 self._tally.note(counted_as + late(outcome), batch.first_ms, n)
 
     async def drained(self) -> None:
@@ -220,7 +220,8 @@ class Recorder:
     def _settle(self, batch: Batch, outcome: Outcome) -> None:
         """Tell all who still wait. Each waiter is told, and counted, once."""
         if outcome is Outcome.LATE:
-            batch.late = Counter([*(counted_as for _, counted_as in batch.waiters), *("" for _ in batch.answers)])
+            batch.late.update(counted_as for _, counted_as in batch.waiters)  # those that came since go in as well
+            batch.late[""] += len(batch.answers)
         if batch.deadline is not None:
             batch.deadline.cancel()
             batch.deadline = None

@@ -104,6 +104,20 @@ async def test_what_became_of_a_late_event_is_counted_by_its_hour_beside_the_one
     assert counts == {"late": 2, "conversion_late": 1, became: 2, f"conversion_{became}": 1}
 
 
+async def test_late_events_of_a_batch_that_was_late_twice_are_all_said_to_be_written() -> None:
+    """It still fills behind a write under way: those that come after its deadline have one of their own."""
+    log, tally = SlowLog(), Tally()
+    log.open.clear()
+    async with recorder(log, tally) as found:
+        await found.durable(b"in flight", NOW)
+        for n in range(2):
+            assert await found.durable(b"%d" % n, NOW) is Outcome.LATE
+        log.open.set()
+        await found.drained()
+    assert log.bodies == [b"in flight", b"0\n1"]
+    assert list(tally.by_hour().values()) == [{"late": 3, "late_recorded": 3}]
+
+
 async def test_the_deadline_counts_from_the_oldest_waiter_also_behind_a_write_under_way() -> None:
     log, tally = SlowLog(), Tally()
     log.open.clear()
