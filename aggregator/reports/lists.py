@@ -18,6 +18,7 @@ from zoneinfo import ZoneInfo
 from aggregator.db.connect import Database, Row
 from aggregator.db.instants import EPOCH
 from aggregator.reports.asked import DEFAULT_DAYS, is_whole, number, read_time, word
+from aggregator.reports.state import FINISHED
 from schemas import limits, money
 from schemas.errors import Refused
 from schemas.outcomes import ClickClass, Status
@@ -313,15 +314,8 @@ CASE WHEN page.click_class <> 0 THEN false
                     AND visitor = ('x' || page.visitor)::bit(64)::bigint AND click_id = page.id)
 END AS "unique"
 """
-# Before this, whoever changed something has finished. A change has the time at which its transaction began, so those
-# that still write hold it back, and none takes longer than $1 seconds to begin writing. As answers have it: in whole
-# milliseconds.
-_CHANGES_THROUGH = """
-SELECT date_trunc('milliseconds', least(
-    clock_timestamp() - make_interval(secs => $1),
-    (SELECT min(xact_start) FROM pg_stat_activity
-     WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid())))
-"""
+# As answers have it: in whole milliseconds.
+_CHANGES_THROUGH = f"SELECT date_trunc('milliseconds', {FINISHED})"
 
 
 def _wanted(

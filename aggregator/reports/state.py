@@ -14,26 +14,32 @@ from schemas import limits
 from schemas.errors import Refused
 from schemas.two_tier import SecondTierAway, TwoTier
 
-# What is booked says when its transaction began. Who settles days, and pays for clicks, may take longer than others.
-_STATE = """
+# Before this, whoever changed or booked something has finished. Each change says when its transaction began, so those
+# that still write hold it back, however long they take; none takes longer than $1 seconds to begin writing but who
+# settles days.
+FINISHED = """
+least(clock_timestamp() - make_interval(secs => $1),
+      (SELECT min(xact_start) FROM pg_stat_activity
+       WHERE datname = current_database() AND pid <> pg_backend_pid()
+         AND (backend_xid IS NOT NULL OR application_name = 'clickdam-settled')))
+"""
+_STATE = f"""
 SELECT (SELECT complete_through FROM complete_through) AS complete_through,
        nullif(through, '-infinity') AS settled_through, nullif(days_through, '-infinity') AS days_through,
-       least(now() - make_interval(secs => $1), (SELECT min(xact_start) FROM pg_stat_activity
-           WHERE application_name = 'clickdam-settled')) AS booked_through, timezone, currency,
+       {FINISHED} AS booked_through, timezone, currency,
        EXISTS (SELECT FROM offer_terms WHERE model = 'cpc') AS pays_clicks
 FROM settling CROSS JOIN programme
-"""
-# A change says when its transaction began and is seen when that ends: the newest time names all changes up to it only
-# when no transaction that began before may still be under way. $1 and $2: the range; $3: the longest transaction.
+"""  # noqa: S608 - our own names
+# The newest time names all changes up to it only when none that began before may still be under way. $2 and $3: the
+# range.
 _VERSION = """
 SELECT changed_at, settled_at, corrected_at,
-       NOT is_stale AND coalesce(
-           greatest(changed_at, settled_at, corrected_at) < now() - make_interval(secs => $3), true) AS is_sure
+       NOT is_stale AND coalesce(greatest(changed_at, settled_at, corrected_at) < {finished}, true) AS is_sure
 FROM (SELECT (SELECT max(changed_at) FROM conversion {owner}) AS changed_at,
-             (SELECT max(settled_at) FROM settled_quarter WHERE quarter >= $1 AND quarter < $2) AS settled_at,
+             (SELECT max(settled_at) FROM settled_quarter WHERE quarter >= $2 AND quarter < $3) AS settled_at,
              (SELECT max(settled_at) FROM settled_version WHERE day = ANY (ARRAY(
-                 SELECT day FROM settled_day WHERE starts_at < $2 AND ends_at > $1))) AS corrected_at,
-             EXISTS (SELECT FROM stale_quarter WHERE quarter >= $1 AND quarter < $2) AS is_stale) AS newest
+                 SELECT day FROM settled_day WHERE starts_at < $3 AND ends_at > $2))) AS corrected_at,
+             EXISTS (SELECT FROM stale_quarter WHERE quarter >= $2 AND quarter < $3) AS is_stale) AS newest
 """
 
 
@@ -81,12 +87,12 @@ async def read_version(db: Database, rows: Rows) -> str:
     """What changes with any of these rows, as long as their quarter hours are settled: conversions say themselves when
     they changed, whatever time they are of; clicks do when their quarter hour is settled anew, days when they have a
     further version. Empty while a change may be under way that would not show."""
-    args: list[Any] = [rows.starts, rows.ends, limits.TRANSACTION_S]
+    args: list[Any] = [limits.TRANSACTION_S, rows.starts, rows.ends]
     owner = ""
     if rows.partner_id is not None:
         owner = "WHERE partner_id = $4"
         args.append(rows.partner_id)
-    row = await db.fetchrow(_VERSION.format(owner=owner), *args)
+    row = await db.fetchrow(_VERSION.format(finished=FINISHED, owner=owner), *args)
     assert row is not None
     return f"{row['changed_at']} {row['settled_at']} {row['corrected_at']}" if row["is_sure"] else ""
 

@@ -84,6 +84,34 @@ async def test_a_version_is_unsure_while_a_change_may_come_that_began_before_the
     assert await read_version(db, OURS) == ""
 
 
+async def test_a_version_is_unsure_as_long_as_a_change_is_under_way_that_began_before_the_newest(
+    db: Connection, database_url: str
+) -> None:
+    """However long it takes: the newest change is older than any transaction should be."""
+    late = await sell(db, 1, 5000)
+    slow = await connect(database_url, command_timeout_s=10)
+    async with slow.transaction():
+        await slow.execute(
+            "UPDATE conversion SET changed_at = now(), status = 'approved' WHERE conversion_id = $1", late
+        )
+        assert await read_version(db, OURS) != ""
+        newest = await sell(db, 1, 0)
+        booked = (await read_state(db)).booked_through
+        assert booked < await slow.fetchval("SELECT now()")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(limits, "TRANSACTION_S", -1.0)  # as if that were long ago
+            assert await read_version(db, OURS) == ""
+            assert (await read_state(db)).booked_through == await slow.fetchval("SELECT now()")
+    await db.execute(
+        "UPDATE conversion SET changed_at = changed_at - make_interval(secs => $2) WHERE conversion_id = $1",
+        newest, 2 * limits.TRANSACTION_S,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "TRANSACTION_S", -1.0)
+        assert await read_version(db, OURS) != ""
+    await slow.close()
+
+
 async def test_a_version_is_unsure_while_a_quarter_hour_is_to_be_settled_anew(db: Connection) -> None:
     assert await read_version(db, OURS) != ""
     await db.execute("INSERT INTO stale_quarter (quarter) VALUES ($1)", OURS.ends - QUARTER)
