@@ -25,12 +25,18 @@ SELECT timezone, CASE WHEN isfinite(days_through) THEN days_through END AS days_
        least(through, complete_through - make_interval(secs => $1)) AS due
 FROM settling, complete_through, programme WHERE isfinite(through) AND isfinite(complete_through)
 """
-_NEXT = """
-SELECT least((SELECT min(quarter) FROM click_rollup WHERE quarter >= $1),
-             (SELECT min(quarter) FROM conversion_rollup WHERE quarter >= $1)) AS quarter,
-       (SELECT max(day) FROM settled_day) AS last_day
+_FIRST = """
+least((SELECT min(quarter) FROM click_rollup WHERE quarter >= $1),
+      (SELECT min(quarter) FROM conversion_rollup WHERE quarter >= $1)) AS quarter
 """
-_MOVE = "UPDATE settling SET days_through = $1 WHERE days_through < $1"
+_NEXT = f"SELECT {_FIRST}, (SELECT max(day) FROM settled_day) AS last_day"  # noqa: S608 - our own names
+# Where it was is marked, for who is changing what is passed over now, and cannot know that it is.
+_MOVE = """
+WITH marked AS (
+    INSERT INTO stale_day (quarter) SELECT greatest(days_through, 'epoch') FROM settling WHERE days_through < $1
+)
+UPDATE settling SET days_through = $1 WHERE days_through < $1
+"""
 _STALE = "SELECT quarter FROM stale_day WHERE marked_at < $1 ORDER BY marked_at LIMIT 1"
 _TAKE = "DELETE FROM stale_day WHERE quarter >= $1 AND quarter < $2"
 _MARK = "INSERT INTO stale_day (quarter) VALUES ($1)"
@@ -41,6 +47,7 @@ SELECT (SELECT max(ends_at) FROM settled_day WHERE ends_at <= $1) AS after,
        timezone
 FROM settling, programme
 """
+_FOUND = f"SELECT {_FIRST}"
 _ADD = """
 INSERT INTO settled_day AS held VALUES ($1, $2, $3) ON CONFLICT (day) DO UPDATE
     SET starts_at = least(held.starts_at, excluded.starts_at), ends_at = greatest(held.ends_at, excluded.ends_at)
@@ -122,7 +129,7 @@ async def settle_once(db: Connection, now_ms: int) -> bool:
         added = await _compare(db, day)
         if following:
             await db.execute(_MOVE, day.ends_at)
-            await db.execute(_MARK, day.starts_at)  # for who is changing it now, and cannot know that it is settled
+            await db.execute(_MARK, day.starts_at)  # as the days that are passed over before it
     _VERSIONS.inc(added)
     return True
 
@@ -161,22 +168,30 @@ def _following(quarter: datetime, zone: ZoneInfo, through: datetime | None, last
 
 async def _stale(db: Connection, now_ms: int) -> Day | None:
     """A day that was marked long enough ago: the changes of some time are one version."""
-    quarter = await db.fetchval(_STALE, at(now_ms - int(limits.DAY_CORRECT_S * 1000)))
-    if quarter is None:
-        return None
-    held = await db.fetchrow(_HELD, quarter)
-    if held is not None and quarter < held["ends_at"]:
-        return Day(*held)
-    return await _between(db, quarter)
+    marked_before = at(now_ms - int(limits.DAY_CORRECT_S * 1000))
+    while (quarter := await db.fetchval(_STALE, marked_before)) is not None:
+        held = await db.fetchrow(_HELD, quarter)
+        day = Day(*held) if held is not None and quarter < held["ends_at"] else await _between(db, quarter)
+        if day is not None:
+            return day
+    return None
 
 
-async def _between(db: Connection, quarter: datetime) -> Day:
-    """The day of a quarter hour that had nothing in it when it was settled; between those beside it."""
+async def _between(db: Connection, quarter: datetime) -> Day | None:
+    """The next day from a quarter hour on that had nothing in it when it was passed over, and has now; between those
+    beside it. None where all have nothing up to the next settled one. Marks are taken before it is looked; what comes
+    after that day is looked at later."""
     around = await db.fetchrow(_AROUND, quarter)
     assert around is not None
+    await db.execute(_TAKE, quarter, around["before"])
+    found = await db.fetchval(_FOUND, quarter)
+    if found is None or found >= around["before"]:
+        return None
     zone = ZoneInfo(around["timezone"])
-    day = quarter.astimezone(zone).date()
+    day = found.astimezone(zone).date()
     starts_at, ends_at = _midnight(day, zone), min(_midnight(day + _DAY, zone), around["before"])
+    if ends_at < around["before"]:
+        await db.execute(_MARK, ends_at)
     return Day(day, max(starts_at, around["after"]) if around["after"] else starts_at, ends_at)
 
 

@@ -42,10 +42,11 @@ CREATE INDEX settled_total_partner ON settled_total (partner_id, day);
 CREATE INDEX settled_total_corrected ON settled_total (offer_id, day) WHERE version > 1;
 
 -- Quarter hours of settled days of which something changed since, a row for each batch that changed some (as
--- `stale_quarter`, of clicks): their days are compared with what was settled.
+-- `stale_quarter`, of clicks): their days are compared with what was settled. Also where days were passed over, for what
+-- was being written to them then; the time is that of marking, however long ago the transaction began.
 CREATE TABLE stale_day (
     quarter    timestamptz NOT NULL,
-    marked_at  timestamptz NOT NULL DEFAULT now()
+    marked_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX stale_day_quarter ON stale_day (quarter);
 CREATE INDEX stale_day_marked_at ON stale_day (marked_at);

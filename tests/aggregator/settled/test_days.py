@@ -236,6 +236,29 @@ async def test_what_was_under_way_when_its_day_was_settled_is_found(
     assert set(await totals(db, 2)) == {(1, 1, "EUR"), (1, 1, "USD")}
 
 
+async def test_what_was_under_way_to_days_with_nothing_in_them_when_they_were_passed_over_is_found(
+    db: Connection, session: Session, shared_database_url: str
+) -> None:
+    """Before the first settled day, between two, and after the last."""
+    await flush(session, visit(BEGINS_MS - 9 * DAY_MS), visit(BEGINS_MS - 2 * DAY_MS))
+    await complete(db, now_ms())
+    other = await connect(shared_database_url, command_timeout_s=20)
+    passed_over = (-20, -15, -7, -4, -3, 0)
+    async with other.transaction():
+        for days_after in passed_over:
+            await sell(other, BEGINS_MS + days_after * DAY_MS + HOUR_MS)
+        assert await all_settled(db) == 2
+        assert await db.fetchval("SELECT days_through FROM settling") >= at(BEGINS_MS + DAY_MS)
+    await other.close()
+    while await all_settled(db, LATER_MS):
+        pass
+    assert await versions(db) == [
+        (at(BEGINS_MS + days_after * DAY_MS).date(), 1) for days_after in sorted((-9, -2, *passed_over))
+    ]
+    assert await newest(db) == await rolled_up(db)
+    assert await db.fetchval("SELECT count(*) FROM stale_day") == 0
+
+
 async def test_aggregators_that_settle_at_once_and_die_in_between_write_each_version_once(
     db: Connection, session: Session, shared_database_url: str
 ) -> None:
