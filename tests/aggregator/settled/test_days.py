@@ -49,6 +49,7 @@ async def offers(db: Connection) -> None:
 
 async def all_settled(db: Connection, wait_ms: int = 0) -> int:
     """All that is due, quarter hours and days; how many versions that adds."""
+    await db.execute(quarters.AWAIT_LOCK)  # whoever was cut off may hold it for a moment yet
     before = await versions(db)
     while await quarters.settle_once(db, now_ms()) | await days.settle_once(db, now_ms() + wait_ms):
         pass
