@@ -299,7 +299,7 @@ BAD_TERMS: list[tuple[str, dict[str, Any]]] = [
     ("percent", {"percent": 5}),
     ("currency", {"currency": "eur"}),
     ("amount_minor", {"amount_minor": 1}),
-    ("model", {"model": "cpc"}),
+    ("model", {"model": "cpm"}),
 ]
 
 
