@@ -10,7 +10,7 @@ import pytest
 
 from aggregator.flush.commit import commit
 from aggregator.flush.session import open_session
-from loadtests.faults.journals import beat, clicks, conversion, settings
+from loadtests.faults.journals import beat, click, clicks, conversion, now_ms, settings
 from schemas.events import Event
 from schemas.journal import FIRST_OFFSET
 from tests.aggregator.flush.test_exactly_once import batch_of
@@ -23,13 +23,14 @@ OF_CLICKS = 9  # the time, begin with its lock_timeout (2), fence, savepoint, co
 
 
 async def statements(database_url: str, folder: Path, batches: Sequence[Sequence[Event]]) -> list[int]:
-    """How many each batch took, a first one left out: it makes partitions and prepares."""
+    """How many each batch took, a first one left out: it prepares, and makes the partitions of the last half hour."""
     counter = await asyncpg.connect(database_url)
     await counter.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+    first_batch = [*clicks(1), click(now_ms() - 1_800_000), conversion(), beat("i")]
     counts = []
     try:
         async with open_session(settings(database_url, folder)) as session:
-            for first, events in enumerate(([*clicks(1), conversion(), beat("i")], *batches), FIRST_OFFSET):
+            for first, events in enumerate((first_batch, *batches), FIRST_OFFSET):
                 before = await counter.fetchval(CALLS)
                 await commit(batch_of(*events, first=first), session)
                 counts.append(await counter.fetchval(CALLS) - before)

@@ -26,7 +26,8 @@ from tests.aggregator.settled.test_quarters import DAY_MS, complete, flush, visi
 
 HOUR_MS = 3_600_000
 LATER_MS = int(limits.DAY_CORRECT_S * 1000) + 60_000  # when what is marked now is looked at
-TODAY_MS = now_ms() // DAY_MS * DAY_MS
+NOW_MS = now_ms()  # once for all: midnight may come before the last test
+TODAY_MS = NOW_MS // DAY_MS * DAY_MS
 BEGINS_MS = TODAY_MS - 3 * DAY_MS  # of a day that may be settled today
 DAY = at(BEGINS_MS).date()
 
@@ -89,7 +90,7 @@ async def test_a_day_is_settled_a_day_after_it_ended(db: Connection, session: Se
 
 async def settled_day(db: Connection) -> None:
     """All is here, and one day is settled by it."""
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     assert await all_settled(db) == 1
 
 
@@ -133,7 +134,7 @@ async def test_what_comes_later_is_a_version_of_what_it_changed_alone(db: Connec
 async def test_versions_come_to_what_the_rollups_say_whatever_happened(db: Connection, session: Session) -> None:
     chance = random.Random(8)
     ids: list[UUID] = []
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     for _ in range(12):
         for _ in range(chance.randrange(8)):
             at_ms = TODAY_MS - chance.randrange(2 * DAY_MS, 5 * DAY_MS)
@@ -175,7 +176,7 @@ async def test_days_with_nothing_in_them_have_no_version_until_something_comes(
     db: Connection, session: Session
 ) -> None:
     await flush(session, visit(BEGINS_MS - 5 * DAY_MS), visit(BEGINS_MS))
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     assert await all_settled(db) == 2
     assert await db.fetchval("SELECT days_through FROM settling") >= at(BEGINS_MS + DAY_MS)
     early = BEGINS_MS - 300 * DAY_MS
@@ -226,7 +227,7 @@ async def test_what_was_under_way_when_its_day_was_settled_is_found(
 ) -> None:
     """A transaction that began before knows nothing of it, so it marks nothing."""
     await flush(session, visit(BEGINS_MS))
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     other = await connect(shared_database_url, command_timeout_s=20)
     async with other.transaction():
         await sell(other, BEGINS_MS)
@@ -242,7 +243,7 @@ async def test_what_was_under_way_to_days_with_nothing_in_them_when_they_were_pa
 ) -> None:
     """Before the first settled day, between two, and after the last."""
     await flush(session, visit(BEGINS_MS - 9 * DAY_MS), visit(BEGINS_MS - 2 * DAY_MS))
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     other = await connect(shared_database_url, command_timeout_s=20)
     passed_over = (-20, -15, -7, -4, -3, 0)
     async with other.transaction():
@@ -266,7 +267,7 @@ async def test_aggregators_that_settle_at_once_and_die_in_between_write_each_ver
     for n in range(6):
         await flush(session, visit(BEGINS_MS - n * DAY_MS, n))
         await sell(db, BEGINS_MS - n * DAY_MS)
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     while await quarters.settle_once(db, now_ms()):
         pass
     others = [await connect(shared_database_url, command_timeout_s=20) for _ in range(3)]
@@ -300,7 +301,7 @@ async def test_an_aggregator_settles_days_by_itself(
     db: Connection, session: Session, shared_database_url: str, tmp_path: Path
 ) -> None:
     await flush(session, visit(BEGINS_MS), visit(BEGINS_MS - 2 * DAY_MS))
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     running = asyncio.create_task(run(settings(shared_database_url, tmp_path)))
     async with asyncio.timeout(60):
         while len(await versions(db)) < 2:

@@ -25,6 +25,7 @@ from tests.aggregator.settled.test_days import (
     DAY,
     HOUR_MS,
     LATER_MS,
+    NOW_MS,
     all_settled,
     sell,
     settled_day,
@@ -76,7 +77,7 @@ async def test_unique_valid_clicks_are_paid_when_their_day_is_settled(db: Connec
         *(visit(BEGINS_MS + n * HOUR_MS, n % 3) for n in range(20)), visit(BEGINS_MS, 7, offer_id=2, partner_id=2),
         visit(BEGINS_MS + 2 * DAY_MS, 1),
     )  # fmt: skip
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     assert await owed(db) == {}
     assert await all_settled(db) == 1
     expected = {
@@ -160,7 +161,7 @@ async def a_day(db: Connection, session: Session) -> None:
         await flush(session, *(replace(one, offer_id=offer_id, partner_id=partner_id) for one in clicks))
     await sell(db, BEGINS_MS)
     await sell(db, BEGINS_MS, partner_id=3)
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     await all_settled(db, LATER_MS)
 
 
@@ -248,7 +249,7 @@ async def test_whatever_dies_and_however_many_work_each_click_is_paid_once(
 ) -> None:
     chance = random.Random(4)
     visitors: dict[tuple[int, int], set[tuple[int, int]]] = defaultdict(set)
-    await complete(db, now_ms())
+    await complete(db, NOW_MS)
     for _ in range(4):
         clicks = []
         for _ in range(40):
